@@ -1,0 +1,21 @@
+"""DessiLBI for JAX and Optax: train once, walk away with a small network."""
+
+from dessilbi_jax.optimizer import add_split_lbi, dessilbi, wrap
+from dessilbi_jax.path import SolutionPath
+from dessilbi_jax.prox import elastic_net, group_lasso, sparse_group_lasso
+from dessilbi_jax.state import SplitLBIState, gamma, get_state, support
+from dessilbi_jax.structure import (
+    Rules,
+    Structure,
+    blocks,
+    columns,
+    filters,
+    heads,
+    input_channels,
+    layers,
+    neurons,
+    rows,
+    slices,
+    weights,
+)
+from dessilbi_jax.ticket import Ticket, keep_support, project

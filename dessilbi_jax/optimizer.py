@@ -1,0 +1,226 @@
+"""DessiLBI as an Optax gradient transformation.
+
+One step, all right-hand sides old values (Fu et al., ICML 2020, Eq. 4, 6 and 7):
+
+    G  = g + (W − Γ)/ν
+    W' = W − learning_rate · direction(G)
+    V' = V + learning_rate/(κν) · (W − Γ)
+    Γ' = prox_{κΩ_λ}(κV'),  which is κ·prox_{Ω_λ}(V') for the lasso and the group lasso
+
+V needs no gradient, so `add_split_lbi` adds (W − Γ)/ν to whatever passes through it and advances
+(V, Γ), like `optax.add_decayed_weights` but decaying towards a moving sparse target.
+"""
+
+import functools
+import numbers
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dessilbi_jax._split_lbi import Lam, ScalarOrSchedule, check_number, split_lbi
+from dessilbi_jax.prox import Penalty
+from dessilbi_jax.structure import StructureLike, filters, leaf_paths
+
+
+def add_split_lbi(
+    learning_rate: ScalarOrSchedule,
+    kappa: float | jax.Array = 1.0,
+    nu: float | jax.Array = 100.0,
+    lam: Lam = None,
+    structure: StructureLike = filters,
+    lean: bool = False,
+    *,
+    penalty: Penalty | None = None,
+    density: float | jax.Array | None = None,
+    group_density: float | jax.Array | None = None,
+    steps: int | jax.Array | None = None,
+    at: float | jax.Array = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Adds (W − Γ)/ν to the updates and advances V and Γ.
+
+    Stands anywhere in a chain before the sign is flipped. Before a momentum the coupling is
+    accumulated with the gradient (the paper's Eq. 14; its steady state is 1/(1 − τ) times
+    stronger), behind it only the gradient is (the authors' toolbox). Whatever scales updates
+    behind it changes the step of W but not that of V.
+
+    Args:
+        learning_rate: the step of W, number or schedule: the same as is given to the later
+            `optax.scale_by_learning_rate`. The paper's α is `learning_rate / kappa`.
+        kappa: κ > 0, damping of Γ.
+        nu: ν > 0, how loosely W is tied to Γ. Until Γ opens the coupling acts on structured
+            leaves as weight decay of 1/ν.
+        lam: λ > 0, number or schedule, or "auto" together with `density` (or
+            `group_density`) and `steps`. May be left out only if every rule has its own.
+        structure: what the groups are: a named structure, rules, or a callable from the
+            parameters to a tree of specs.
+        lean: keep no Γ in the state; it is rebuilt from V (4 bytes a parameter less).
+        penalty: the penalty Ω; group lasso by default. A rule's own comes first.
+        density: with "auto", share of the structured leaves' elements that Γ is to hold.
+        group_density: the same, as a share of the groups.
+        steps: with "auto", number of updates of the run.
+        at: with "auto", fraction of `steps` at which the density is to be reached. λ is
+            estimated eight times on the way, last at 0.8 of it, and Γ is zero before the first.
+
+    Returns:
+        An Optax transformation with state `SplitLBIState`.
+
+    Raises:
+        ValueError: numbers out of range; at `init` and `update`, a structure that fits no
+            leaf, parameters missing, or a state made for another structure.
+        TypeError: λ missing, or arguments of "auto" missing or superfluous.
+
+    An entry of W − Γ that is not finite leaves its entry of V unchanged and is counted in
+    `skipped`; the update itself passes through. Under `optax.apply_if_finite` nothing changes.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import dessilbi_jax as dl
+        >>> params = {"kernel": jnp.array([[1.0, 0.1], [1.0, 0.1]])}
+        >>> tx = optax.chain(
+        ...     optax.scale_by_adam(),
+        ...     dl.add_split_lbi(0.1, nu=1.0, lam=0.15, structure=dl.neurons),
+        ...     optax.scale_by_learning_rate(0.1))
+        >>> state = tx.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"kernel": jnp.zeros((2, 2))}, state, params)
+        >>> dl.support(state)["kernel"].tolist()
+        [[True, False], [True, False]]
+    """
+    return split_lbi(
+        learning_rate, kappa, nu, lam, structure, lean, penalty,
+        density, group_density, steps, at, finished=False,
+    )  # fmt: skip
+
+
+def wrap(
+    tx: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    kappa: float | jax.Array = 1.0,
+    nu: float | jax.Array = 100.0,
+    lam: Lam = None,
+    structure: StructureLike = filters,
+    lean: bool = False,
+    *,
+    penalty: Penalty | None = None,
+    density: float | jax.Array | None = None,
+    group_density: float | jax.Array | None = None,
+    steps: int | jax.Array | None = None,
+    at: float | jax.Array = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """DessiLBI around an optimizer that is already built, such as `optax.adamw(1e-3)`.
+
+    Computes the optimizer's update minus learning_rate/ν·(W − Γ). Arguments and errors are
+    those of `add_split_lbi`; `learning_rate` is the optimizer's own.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import dessilbi_jax as dl
+        >>> tx = dl.wrap(optax.lion(1e-3), 1e-3, lam=0.01, structure=dl.weights)
+        >>> state = tx.init({"kernel": jnp.ones((2, 2))})
+    """
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(f"tx must be an Optax transformation, got {type(tx).__name__}")
+    coupling = split_lbi(
+        learning_rate, kappa, nu, lam, structure, lean, penalty,
+        density, group_density, steps, at, finished=True,
+    )  # fmt: skip
+    return optax.with_extra_args_support(optax.chain(tx, coupling))
+
+
+def dessilbi(
+    learning_rate: ScalarOrSchedule,
+    kappa: float | jax.Array = 1.0,
+    nu: float | jax.Array = 100.0,
+    lam: Lam = None,
+    structure: StructureLike = filters,
+    momentum: float | jax.Array | None = None,
+    nesterov: bool = False,
+    weight_decay: float | jax.Array = 0.0,
+    variant: Literal["paper", "toolbox"] = "paper",
+    lean: bool = False,
+    *,
+    penalty: Penalty | None = None,
+    density: float | jax.Array | None = None,
+    group_density: float | jax.Array | None = None,
+    steps: int | jax.Array | None = None,
+    at: float | jax.Array = 1.0,
+    weight_decay_mask: Any = None,
+    accumulator_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """DessiLBI on stochastic gradient descent; with ν → ∞ it is `optax.sgd`.
+
+    With g the gradient, m the momentum and τ = `momentum`, one step is
+
+        variant="paper" (Eq. 14 to 16)             variant="toolbox" (the authors' code)
+        m' = τ m + g + (W − Γ)/ν                   m' = τ m + g + weight_decay·W
+        W' = W − lr·m' − weight_decay·W            W' = W − lr·(m' + (W − Γ)/ν)
+        V' = V + lr/(κν)·(W − Γ)                   V' = V + lr/(κν)·(W − Γ)
+
+    The paper's weight decay is not multiplied by the learning rate: under a schedule that
+    decays, it outgrows the gradient. The toolbox's is the usual L2 decay inside the momentum.
+
+    Args:
+        learning_rate, kappa, nu, lam, structure, lean, penalty, density, group_density, steps,
+            at: see `add_split_lbi`.
+        momentum: τ in [0, 1), or None for none.
+        nesterov: Nesterov's form, as in `optax.trace`.
+        weight_decay: β ≥ 0.
+        variant: where coupling and decay stand.
+        weight_decay_mask: tree or callable as for `optax.add_decayed_weights`. By default
+            leaves with two axes or more; the toolbox also skips paths containing 'bn'.
+        accumulator_dtype: dtype of the momentum, as in `optax.trace`.
+
+    Returns:
+        An Optax transformation; its state is found by `get_state`.
+
+    Raises:
+        ValueError: an unknown variant or a number out of range, and as `add_split_lbi`.
+        TypeError: as `add_split_lbi`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> import dessilbi_jax as dl
+        >>> params = {"kernel": jnp.ones((4, 4))}
+        >>> tx = dl.dessilbi(0.1, nu=10.0, lam="auto", density=0.25, steps=100, momentum=0.9)
+        >>> state = tx.init(params)
+        >>> updates, state = tx.update(params, state, params)
+        >>> int(dl.get_state(state).count)
+        1
+    """
+    if variant not in ("paper", "toolbox"):
+        raise ValueError(f"variant must be 'paper' or 'toolbox', got {variant!r}")
+    check_number("weight_decay", weight_decay, low=0.0, low_allowed=True)
+    if momentum is not None:
+        check_number("momentum", momentum, low=0.0, high=1.0, low_allowed=True)
+    elif nesterov:
+        raise ValueError("nesterov=True needs a momentum")
+    coupling = add_split_lbi(
+        learning_rate, kappa, nu, lam, structure, lean, penalty=penalty, density=density,
+        group_density=group_density, steps=steps, at=at,
+    )  # fmt: skip
+    trace = []
+    if momentum is not None:
+        trace = [optax.trace(momentum, nesterov, accumulator_dtype)]
+    step = [optax.scale_by_learning_rate(learning_rate)]
+    if isinstance(weight_decay, numbers.Number) and weight_decay == 0:
+        decay = unscaled_decay = []
+    else:
+        mask = weight_decay_mask
+        if mask is None:
+            mask = functools.partial(_decayed, skip="bn" if variant == "toolbox" else None)
+        decay = [optax.add_decayed_weights(weight_decay, mask)]
+        unscaled_decay = [optax.add_decayed_weights(-weight_decay, mask)]
+    if variant == "paper":
+        links = [coupling, *trace, *step, *unscaled_decay]
+    else:
+        links = [*decay, *trace, coupling, *step]
+    return optax.with_extra_args_support(optax.chain(*links))
+
+
+def _decayed(params: Any, skip: str | None) -> Any:
+    """True for the leaves that are decayed: two axes or more, and no `skip` in the path."""
+    named = leaf_paths(params)
+    flags = [leaf.ndim >= 2 and not (skip and skip in path) for path, leaf in named]
+    return jax.tree.unflatten(jax.tree.structure(params), flags)

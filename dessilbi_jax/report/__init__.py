@@ -1,0 +1,8 @@
+"""The report of a run: one self-contained HTML page made from the files of its folder.
+
+`write(run_dir)` is all most people need. Needs matplotlib, which the extra `[train]` brings.
+"""
+
+from dessilbi_jax.report.build import render, write
+
+__all__ = ["render", "write"]

@@ -1,0 +1,60 @@
+"""From a run folder to its report: read, build the sections, write the page in one move."""
+
+import os
+from pathlib import Path
+
+from dessilbi_jax.report import sections
+from dessilbi_jax.report.page import page
+from dessilbi_jax.report.run import read_run
+
+NAME = "report.html"
+
+
+def render(run_dir: str | Path) -> str:
+    """Returns the report of a run as one HTML page, without writing anything.
+
+    Takes the same folders and raises the same errors as `write`.
+    """
+    run = read_run(run_dir)
+    state = "finished" if run.finished else "in progress"
+    built = (builder(run) for builder in sections.SECTIONS)
+    return page(
+        title=run.preset,
+        kicker=f"DessiLBI run, {state}",
+        lead=sections.lead(run),
+        sections=[section for section in built if section is not None],
+        footer=f"Written by dessilbi_jax from the files in {run.folder.resolve().name}.",
+    )
+
+
+def write(run_dir: str | Path) -> Path:
+    """Writes report.html into a run folder and returns its path.
+
+    The page holds its pictures and needs neither a network nor JavaScript. It is made from the
+    files `dessilbi train` keeps (config.json, metrics.jsonl, path.npz, norms.npz, result.json); of
+    a run still in progress it shows what there is, so only config.json must be there. An earlier
+    report is replaced in one move: on any error it stays as it was.
+
+    Raises FileNotFoundError where the folder or its config.json is not there, ValueError naming the
+    file that is malformed.
+
+    >>> import json, tempfile
+    >>> config = {"preset": "demo", "config": {"nu": 100.0}, "command": "dessilbi train demo",
+    ...           "versions": {}, "machine": {}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.json").write_text(json.dumps(config))
+    ...     print(write(folder).name)
+    report.html
+    """
+    text = render(run_dir)
+    target = Path(run_dir) / NAME
+    temporary = target.with_name(f".{NAME}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target

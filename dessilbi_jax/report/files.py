@@ -1,0 +1,209 @@
+"""Reading of single files of a run folder, each error naming the file and what it should hold."""
+
+import json
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dessilbi_jax.path import SolutionPath
+
+METRICS = (
+    "step",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "lam",
+    "accuracy",
+    "projected_accuracy",
+    "density",
+    "seconds",
+)
+_REQUIRED = ("step", "epoch")
+_LAYER = {"name": str, "shape": list, "groups": int, "selected_groups": int, "density": float}
+_RESULT = {"test_accuracy": float, "test_projected_accuracy": float, "density": float}
+_RESULT |= {"parameters": int, "layers": list}
+_KINDS = {str: "a string", list: "a list", int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class LeafNorms:
+    """Norms of a sample of one leaf's groups through the run.
+
+    `index` [k] is the flat index of each group; `w` and `gamma` [records, k] are ‖W_g‖ and ‖Γ_g‖.
+    """
+
+    name: str
+    index: np.ndarray
+    w: np.ndarray
+    gamma: np.ndarray
+
+    def entry(self) -> np.ndarray:
+        """Returns [k] the first record at which Γ_g is not zero, -1 for groups still waiting.
+
+        >>> gamma = np.array([[0.0, 0.0], [0.0, 0.5], [0.0, 0.7]])
+        >>> LeafNorms("fc1/kernel", np.arange(2), gamma, gamma).entry()
+        array([-1,  1])
+        """
+        entered = self.gamma > 0
+        return np.where(entered.any(axis=0), entered.argmax(axis=0), -1)
+
+
+@dataclass(frozen=True)
+class Norms:
+    """What `norms.npz` holds: `steps` [records] and the sampled norms of each structured leaf."""
+
+    steps: np.ndarray
+    leaves: tuple[LeafNorms, ...]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_fields(entry: object, fields: Mapping[str, type], where: str) -> dict[str, Any]:
+    """Checks that `entry` is an object whose `fields` are there and of their kinds."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(entry).__name__}")
+    for name, kind in fields.items():
+        if name not in entry:
+            raise ValueError(f"{where}: the field {name!r} is missing")
+        value = entry[name]
+        right = _is_number(value) if kind is float else isinstance(value, kind)
+        if not right or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{where}: {name!r} should be {_KINDS[kind]}, got {value!r}")
+    return entry
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Raises FileNotFoundError where the file is not there, ValueError where it holds anything but one
+    JSON object; both name the file.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is not there") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error})") from None
+    return _check_fields(value, {}, str(file))
+
+
+def read_result(file: Path) -> dict[str, Any] | None:
+    """Returns what `result.json` holds, None while the run has not written it.
+
+    Raises ValueError naming the file and the field where one is missing or of another kind.
+    """
+    if not file.exists():
+        return None
+    result = _check_fields(read_json(file), _RESULT, str(file))
+    for i, layer in enumerate(result["layers"]):
+        where = f"{file}: layers[{i}]"
+        _check_fields(layer, _LAYER, where)
+        if not all(isinstance(n, int) and n > 0 for n in layer["shape"]):
+            raise ValueError(f"{where}: 'shape' should hold positive sizes, got {layer['shape']!r}")
+    asked = result.get("asked_density")
+    if asked is not None and not _is_number(asked):
+        raise ValueError(f"{file}: 'asked_density' should be a number or null, got {asked!r}")
+    estimates = result.get("lam") or []
+    if not isinstance(estimates, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))
+        for pair in estimates
+    ):
+        raise ValueError(f"{file}: 'lam' should be a list of [step, λ], got {estimates!r}")
+    return result
+
+
+def _read_record(line: str, where: str) -> dict[str, float]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON ({error})") from None
+    _check_fields(record, dict.fromkeys(_REQUIRED, float), where)
+    if not all(np.isfinite(record[name]) for name in _REQUIRED):
+        raise ValueError(f"{where}: {' and '.join(_REQUIRED)} should be finite")
+    for name in METRICS:
+        value = record.get(name)
+        if value is not None and not _is_number(value):
+            raise ValueError(f"{where}: {name!r} should be a number or null, got {value!r}")
+    return {n: np.nan if record.get(n) is None else float(record[n]) for n in METRICS}
+
+
+def read_metrics(file: Path) -> dict[str, np.ndarray]:
+    """Returns the records of `metrics.jsonl` as float64 [records] by name, NaN where not given.
+
+    A last line without its line end is one still being written and is left out. Where steps go back
+    (a run resumed from an earlier checkpoint), the later records replace those they repeat. A file
+    that is not there counts as one without records. Raises ValueError naming file and line.
+    """
+    records: list[dict[str, float]] = []
+    try:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8 ({error})") from None
+    complete = text[: text.rfind("\n") + 1]
+    for number, line in enumerate(complete.splitlines(), start=1):
+        if not line.strip():
+            continue
+        record = _read_record(line, f"{file}, line {number},")
+        while records and records[-1]["step"] >= record["step"]:
+            records.pop()
+        records.append(record)
+    return {name: np.array([r[name] for r in records], dtype=np.float64) for name in METRICS}
+
+
+def read_norms(file: Path) -> Norms | None:
+    """Returns what `norms.npz` holds, None where the run has none.
+
+    Raises ValueError naming the file where it is truncated or its arrays do not fit each other.
+    """
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file} is truncated or not a NumPy archive ({error})") from None
+    if "steps" not in arrays:
+        raise ValueError(f"{file}: the array 'steps' is missing, it holds {sorted(arrays)}")
+    steps, leaves = arrays["steps"], []
+    while f"leaf_{len(leaves)}_name" in arrays:
+        prefix = f"leaf_{len(leaves)}_"
+        try:
+            index, w, gamma = (arrays[prefix + part] for part in ("index", "w", "gamma"))
+        except KeyError as error:
+            raise ValueError(f"{file}: the array {error} is missing") from None
+        expected = (steps.size, index.size)
+        for part, array in (("w", w), ("gamma", gamma)):
+            if array.shape != expected:
+                raise ValueError(
+                    f"{file}: {prefix}{part} should have the shape {expected} "
+                    f"(records, sampled groups), got {array.shape}"
+                )
+        leaves.append(LeafNorms(str(arrays[prefix + "name"]), index, w, gamma))
+    return Norms(steps, tuple(leaves))
+
+
+def read_path(file: Path) -> tuple[SolutionPath | None, tuple[str, ...]]:
+    """Returns the solution path (None where there is none, or none recorded) and the warnings.
+
+    A warning of `SolutionPath.load`, as when the previous good file had to serve, is given again
+    and returned, so that the page can say it too. Raises ValueError naming a file beyond repair.
+    """
+    if not file.exists():
+        return None, ()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        path = SolutionPath.load(file)
+    for warning in caught:
+        warnings.warn_explicit(
+            warning.message, warning.category, warning.filename, warning.lineno
+        )
+    notes = tuple(str(warning.message) for warning in caught)
+    return (path if path.steps.size else None), notes

@@ -1,0 +1,313 @@
+"""The pictures of a report. Each function returns a Picture: a figure and what it shows in words.
+
+The alternative text of a picture says what a reader who cannot see it would miss: what is drawn and
+the values at its end. None is returned where the run has nothing to draw yet.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from dessilbi_jax.report import style
+from dessilbi_jax.report.files import LeafNorms
+from dessilbi_jax.report.run import Run
+from dessilbi_jax.report.text import count, percent
+
+WIDTH = 9.4  # inches, the width of the page's column
+PANELS = 16  # leaves drawn one by one; the caption says which are left out
+TILES = 512  # leaves of up to so many groups are drawn group by group
+_LINES = 8  # leaves drawn as curves; more of them become rows of a heat map
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, its alternative text, and what its caption must add for this run ('' if nothing)."""
+
+    figure: Figure
+    alt: str
+    remark: str = ""
+
+
+def _time_axis(run: Run) -> tuple[np.ndarray, str]:
+    """Returns the x values of the path's records and their name: epochs where they were kept."""
+    assert run.path is not None
+    epochs = np.asarray(run.path.metrics.get("epoch", []), dtype=np.float64)
+    if epochs.size and np.isfinite(epochs).all():
+        return epochs, "epoch"
+    return np.asarray(run.path.steps, dtype=np.float64), "step"
+
+
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, **options: Any) -> None:
+    """Draws a curve through the known values; a single one, which has no line, gets a marker."""
+    known = np.isfinite(x) & np.isfinite(y)
+    marker = "o" if known.sum() == 1 else ""
+    axes.plot(x[known], y[known], marker=marker, markersize=5, **options)
+
+
+def _percent_axis(axes: Axes) -> None:
+    """Labels y in percent, with as many digits as its range asks for."""
+    low, high = axes.get_ylim()
+    digits = max(0, math.ceil(-math.log10(max(high - low, 1e-9) * 25)))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=digits, symbol=" %"))
+
+
+def curves(run: Run) -> Picture | None:
+    """Draws accuracy and density against epochs, of dense and projected network.
+
+    Returns None where there are no records.
+    """
+    if not run.records:
+        return None
+    epoch, metrics = run.metrics["epoch"], run.metrics
+    dense, projected, density = (
+        run.last(name) for name in ("accuracy", "projected_accuracy", "density")
+    )
+    with style.context():
+        figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+        left, right = figure.subplots(1, 2, sharex=True)
+        label = f"dense, {percent(dense)} at the last record"
+        _line(left, epoch, metrics["accuracy"], color=style.DENSE, label=label)
+        label = f"projected, {percent(projected)}"
+        options = {"color": style.PROJECTED, "linestyle": "--"}
+        _line(left, epoch, metrics["projected_accuracy"], label=label, **options)
+        left.set(title="Accuracy on held-out data", xlabel="epoch")
+        label = f"selected, {percent(density)} at the last record"
+        _line(right, epoch, metrics["density"], color=style.PROJECTED, linestyle="--", label=label)
+        if math.isfinite(run.asked_density):
+            label = f"asked, {percent(run.asked_density)}"
+            right.axhline(run.asked_density, color=style.ASKED, lw=1.2, ls=":", label=label)
+        right.set(title="Density: share of the structured weights", xlabel="epoch")
+        left.set_ylim(top=min(left.get_ylim()[1], 1.02))
+        right.set_ylim(bottom=0, top=max(right.get_ylim()[1], 1e-3))
+        for axes in (left, right):
+            _percent_axis(axes)
+            axes.legend(loc="lower right")
+    alt = (
+        f"Two line charts against epochs, up to epoch {run.last('epoch'):g}. Left: accuracy on "
+        f"held-out data, at the last record {percent(dense)} for the dense and "
+        f"{percent(projected)} for the projected network. Right: density, at the last record "
+        f"{percent(density)}"
+    )
+    asked = run.asked_density
+    alt += f", with {percent(asked)} asked." if math.isfinite(asked) else "."
+    return Picture(figure, alt)
+
+
+def layer_density(run: Run) -> Picture | None:
+    """Draws the density of each structured leaf against time, as curves or (many) a heat map.
+
+    Returns None where no path was recorded.
+    """
+    if run.path is None:
+        return None
+    x, unit = _time_axis(run)
+    layers = run.path.layer_density()
+    with style.context():
+        if len(layers) <= _LINES:
+            figure = _layer_curves(x, unit, layers)
+        else:
+            figure = _layer_heat_map(x, unit, layers)
+    kind = "Line chart" if len(layers) <= _LINES else "Heat map, one row for each leaf"
+    ends = ", ".join(f"{name} {percent(float(values[-1]))}" for name, values in layers.items())
+    remark = "" if len(layers) <= _LINES else "Each row is a layer; darker cells are denser. "
+    return Picture(figure, f"{kind}: density by layer against {unit}s. At the end: {ends}.", remark)
+
+
+def _layer_curves(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> Figure:
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, values) in enumerate(layers.items()):
+        dash = style.DASHES[i % len(style.DASHES)]
+        label = f"{name}, {percent(float(values[-1]))} at the end"
+        _line(axes, x, np.asarray(values), color=style.LINES[i], linestyle=dash, label=label)
+    axes.set(xlabel=unit, title="Density of each layer")
+    axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1e-3))
+    _percent_axis(axes)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6)
+    return figure
+
+
+def _layer_heat_map(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> Figure:
+    values = np.array([np.asarray(v) for v in layers.values()])
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.24 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    # One cell a record, from its own time to the next one's; the last is as wide as the mean.
+    width = (x[-1] - x[0]) / (x.size - 1) if x.size > 1 else 1.0
+    edges = np.append(x, x[-1] + (width or 1.0))
+    top = max(float(np.nanmax(values)), 1e-3)
+    mesh = axes.pcolormesh(
+        edges, np.arange(len(layers) + 1), values, cmap="Blues", vmin=0, vmax=top, rasterized=True
+    )
+    axes.set_yticks(np.arange(len(layers)) + 0.5, list(layers))
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.set(xlabel=unit, title="Density of each layer")
+    bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=30)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
+    return figure
+
+
+def _scale(first: float, last: float) -> ScalarMappable:
+    """Returns the colours of entry times between two steps."""
+    return ScalarMappable(Normalize(first, max(last, first + 1)), style.entry_colours())
+
+
+def _entry_bar(figure: Figure, axes: Any, scale: ScalarMappable) -> None:
+    bar = figure.colorbar(scale, ax=axes, location="top", aspect=70, fraction=0.02, pad=0.01)
+    bar.set_label("step at which a group entered", loc="left")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.locator = MaxNLocator(8, integer=True)
+    bar.update_ticks()
+
+
+def _left_out(names: Sequence[str], what: str) -> str:
+    rest = names[PANELS:]
+    return f"The first {PANELS} {what} are drawn; left out: {', '.join(rest)}. " if rest else ""
+
+
+def solution_path(run: Run) -> Picture | None:
+    """Draws ‖W_g‖ and ‖Γ_g‖ of the sampled groups against steps, coloured from their entry on.
+
+    Returns None where norms.npz is missing or holds no record or no leaf.
+    """
+    norms = run.norms
+    if norms is None or not norms.steps.size or not norms.leaves:
+        return None
+    leaves = norms.leaves[:PANELS]
+    across = 1 if len(leaves) <= 4 else 2  # leaves in a row, two panels each
+    down = math.ceil(len(leaves) / across)
+    scale = _scale(float(norms.steps[0]), float(norms.steps[-1]))
+    entered = [leaf.entry() >= 0 for leaf in leaves]
+    with style.context():
+        height = (1.75 if across == 1 else 1.55) * down + 0.75
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        grid = figure.subplots(down, 2 * across, sharex=True, squeeze=False)
+        for panel in grid.flat[2 * len(leaves) :]:
+            panel.set_visible(False)
+        for i, leaf in enumerate(leaves):
+            pair = grid.flat[2 * i : 2 * i + 2]
+            for axes, values, symbol in zip(pair, (leaf.w, leaf.gamma), "WΓ", strict=True):
+                _norm_panel(axes, norms.steps, leaf, values, scale)
+                axes.set_title(f"{leaf.name}:  ‖{symbol}‖" if across == 1 else f"{leaf.name} {symbol}")
+        for axes in grid[-1]:
+            axes.set_xlabel("step")
+        if any(e.any() for e in entered):
+            _entry_bar(figure, grid, scale)
+    ends = ", ".join(
+        f"{leaf.name} {e.sum()} of {e.size}" for leaf, e in zip(leaves, entered, strict=True)
+    )
+    alt = (
+        f"Line charts of group norms against steps, from step {count(norms.steps[0])} to "
+        f"{count(norms.steps[-1])}, one curve for each sampled group: left ‖W‖, right ‖Γ‖. "
+        f"Sampled groups that entered: {ends}."
+    )
+    remark = _left_out([leaf.name for leaf in norms.leaves], "layers")
+    if not any(e.any() for e in entered):
+        remark += "None of the sampled groups has entered so far. "
+    return Picture(figure, alt, remark)
+
+
+def _norm_panel(
+    axes: Axes, steps: np.ndarray, leaf: LeafNorms, values: np.ndarray, scale: ScalarMappable
+) -> None:
+    """Draws one leaf's curves: grey before the record of entry, coloured from it on."""
+    entry = leaf.entry()
+    first = np.where(entry < 0, steps.size, entry)
+    grey = [np.column_stack([steps[: f + 1], values[: f + 1, g]]) for g, f in enumerate(first)]
+    axes.add_collection(LineCollection(grey, colors=style.WAITING, linewidths=0.7, zorder=2))
+    for g in np.argsort(-first, kind="stable"):  # the earliest on top
+        if entry[g] >= 0:
+            colour, line = scale.to_rgba(steps[entry[g]]), slice(entry[g], None)
+            axes.plot(steps[line], values[line, g], color=colour, linewidth=1.1, zorder=3)
+    if steps.size == 1:
+        colours = [style.WAITING if e < 0 else scale.to_rgba(steps[e]) for e in entry]
+        axes.scatter(np.full(entry.size, steps[0]), values[0], c=colours, s=8, zorder=3)
+    top = float(np.nanmax(values, initial=0.0))
+    axes.set_ylim(0, 1.05 * top if np.isfinite(top) and top > 0 else 1.0)
+    margin = max((steps[-1] - steps[0]) * 0.01, 0.5)
+    axes.set_xlim(steps[0] - margin, steps[-1] + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def entry_times(run: Run) -> Picture | None:
+    """Draws when the groups of each leaf entered: tile by tile, or (many groups) as a histogram.
+
+    Returns None where no path was recorded.
+    """
+    if run.path is None:
+        return None
+    entries = {name: np.asarray(e).ravel() for name, e in run.path.entry_steps().items()}
+    steps = np.asarray(run.path.steps)
+    shown = list(entries.items())[:PANELS]
+    scale = _scale(float(steps[0]), float(steps[-1]))
+    rows = [math.ceil(e.size / _columns(e.size)) if e.size <= TILES else 0 for _, e in shown]
+    heights = [0.5 + 0.17 * r if r else 1.35 for r in rows]
+    with style.context():
+        figure = Figure(figsize=(WIDTH, 0.6 + sum(heights)), layout="constrained")
+        grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (name, entry), tiled in zip(grid, shown, rows, strict=True):
+            waiting = int((entry < 0).sum())
+            axes.set_title(f"{name}: {count(entry.size - waiting)} of {count(entry.size)} entered")
+            if tiled:
+                _tiles(axes, entry, scale)
+            else:
+                _histogram(axes, entry, steps, scale)
+        if any((e >= 0).any() for _, e in shown):
+            _entry_bar(figure, list(grid), scale)
+    ends = "; ".join(_entry_words(name, entry) for name, entry in shown)
+    remark = _left_out(list(entries), "layers")
+    return Picture(figure, f"Entry times of the groups, layer by layer. {ends}.", remark)
+
+
+def _entry_words(name: str, entry: np.ndarray) -> str:
+    entered = entry[entry >= 0]
+    words = f"{name}: {count(entered.size)} of {count(entry.size)} groups entered"
+    if not entered.size:
+        return words
+    first, middle = int(entered.min()), int(np.median(entered))
+    return f"{words}, the first at step {count(first)}, half of them by step {count(middle)}"
+
+
+def _columns(groups: int) -> int:
+    return min(groups, 64)
+
+
+def _tiles(axes: Axes, entry: np.ndarray, scale: ScalarMappable) -> None:
+    """Draws one tile a group in the order of the leaf, coloured by its time of entry."""
+    columns = _columns(entry.size)
+    down = math.ceil(entry.size / columns)
+    colours = np.ones((down * columns, 4))
+    colours[: entry.size] = scale.to_rgba(entry)
+    colours[: entry.size][entry < 0] = (*(int(style.WAITING[i : i + 2], 16) / 255 for i in (1, 3, 5)), 0.45)
+    colours[entry.size :, 3] = 0.0
+    axes.pcolormesh(colours.reshape(down, columns, 4), edgecolors="white", linewidth=1.2)
+    axes.set_xlim(0, _columns(TILES))
+    axes.invert_yaxis()
+    axes.set_axis_off()
+
+
+def _histogram(axes: Axes, entry: np.ndarray, steps: np.ndarray, scale: ScalarMappable) -> None:
+    """Draws how many groups entered in each of up to 60 equal spans of the run."""
+    entered = entry[entry >= 0]
+    low, high = float(steps[0]), float(max(steps[-1], steps[0] + 1))
+    bins = np.linspace(low, high, min(60, max(steps.size, 8)) + 1)
+    heights, _ = np.histogram(entered, bins)
+    centres, width = (bins[1:] + bins[:-1]) / 2, bins[1] - bins[0]
+    axes.bar(centres, heights, 0.92 * width, color=scale.to_rgba(centres))
+    axes.set_xlim(low, high)
+    axes.set_ylim(0, max(1.0, 1.08 * heights.max()))
+    axes.set_ylabel("groups")
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.grid(axis="x", visible=False)

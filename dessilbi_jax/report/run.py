@@ -1,0 +1,167 @@
+"""A run folder as a report needs it: what its files hold, and the few figures derived from them."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dessilbi_jax.path import SolutionPath
+from dessilbi_jax.report.files import (
+    Norms,
+    read_json,
+    read_metrics,
+    read_norms,
+    read_path,
+    read_result,
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One structured leaf: its groups and weights, and how many of them are selected."""
+
+    name: str
+    shape: tuple[int, ...]
+    groups: int
+    selected_groups: int
+    selected_weights: int
+
+    @property
+    def weights(self) -> int:
+        """Number of elements of the leaf."""
+        return math.prod(self.shape)
+
+    @property
+    def density(self) -> float:
+        """Selected weights over weights."""
+        return self.selected_weights / self.weights
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run folder, read and checked.
+
+    `config` is the whole of config.json; `metrics` maps names to float64 [records]; `path`, `norms`
+    and `result` are None where the run has not written them; `notes` are warnings met in reading.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, np.ndarray]
+    path: SolutionPath | None
+    norms: Norms | None
+    result: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset, or of the folder where the run had none."""
+        return str(self.config.get("preset") or self.folder.resolve().name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of the run's TrainConfig."""
+        return self.config["config"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has written its result."""
+        return self.result is not None
+
+    @property
+    def records(self) -> int:
+        """Number of records in metrics.jsonl."""
+        return self.metrics["step"].size
+
+    def last(self, name: str) -> float:
+        """Returns a metric at the last record that has it, NaN where none has."""
+        known = self.metrics[name][np.isfinite(self.metrics[name])]
+        return float(known[-1]) if known.size else math.nan
+
+    @property
+    def density(self) -> float:
+        """Selected over structured weights, of the result or of the last record (NaN if none)."""
+        return float(self.result["density"]) if self.result else self.last("density")
+
+    @property
+    def asked_density(self) -> float:
+        """The density asked for, NaN where λ was given and so none was."""
+        asked = self.result.get("asked_density") if self.result else None
+        asked = self.settings.get("density") if asked is None else asked
+        known = isinstance(asked, (int, float)) and not isinstance(asked, bool)
+        return float(asked) if known else math.nan  # type: ignore[arg-type]
+
+    @property
+    def lam_is_auto(self) -> bool:
+        """Whether λ was estimated inside the run."""
+        return self.settings.get("lam") == "auto"
+
+    def estimates(self) -> list[tuple[int, float]]:
+        """Returns every (step, λ): of the result, or each change of λ seen in the records."""
+        if self.result and self.result.get("lam"):
+            return [(int(step), float(lam)) for step, lam in self.result["lam"]]
+        changes: list[tuple[int, float]] = []
+        for step, lam in zip(self.metrics["step"], self.metrics["lam"], strict=True):
+            if np.isfinite(lam) and (not changes or changes[-1][1] != lam):
+                changes.append((int(step), float(lam)))
+        return changes
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Returns the structured leaves at the end, or at the path's last record, () before it."""
+        if self.result:
+            return tuple(_layer_of_result(layer) for layer in self.result["layers"])
+        if self.path is None:
+            return ()
+        masks = self.path.support(int(self.path.steps[-1]))
+        return tuple(_layer_of_path(self.path, name, masks[name]) for name in self.path.groups)
+
+
+def _layer_of_result(layer: dict[str, Any]) -> Layer:
+    shape = tuple(layer["shape"])
+    selected = round(layer["density"] * math.prod(shape))
+    return Layer(layer["name"], shape, layer["groups"], layer["selected_groups"], selected)
+
+
+def _layer_of_path(path: SolutionPath, name: str, mask: Any) -> Layer:
+    shape, groups = tuple(path.shapes[name]), math.prod(path.groups[name])
+    selected = int(np.count_nonzero(mask))
+    # All groups of a leaf are equally large, so the weights give the groups exactly.
+    return Layer(name, shape, groups, selected * groups // math.prod(shape), selected)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run folder, finished or still in progress.
+
+    Only config.json must be there. Raises FileNotFoundError where the folder or config.json is not,
+    ValueError naming the file where one is malformed.
+
+    >>> read_run("no such folder")
+    Traceback (most recent call last):
+    FileNotFoundError: no such folder is not a folder: expected one that `dessilbi train` wrote
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder: expected one that `dessilbi train` wrote"
+        )
+    file = folder / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no config.json: expected a folder that `dessilbi train` wrote"
+        )
+    config = read_json(file)
+    for name in ("config", "versions", "machine"):
+        if not isinstance(config.get(name), dict):
+            raise ValueError(f"{file}: {name!r} should be a JSON object, got {config.get(name)!r}")
+    path, notes = read_path(folder / "path.npz")
+    return Run(
+        folder=folder,
+        config=config,
+        metrics=read_metrics(folder / "metrics.jsonl"),
+        path=path,
+        norms=read_norms(folder / "norms.npz"),
+        result=read_result(folder / "result.json"),
+        notes=notes,
+    )

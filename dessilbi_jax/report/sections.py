@@ -1,0 +1,225 @@
+"""What a run's report says, section by section.
+
+Each builder takes a Run and returns its Section, or None where it has nothing to say. A new section
+is one more builder in `SECTIONS`.
+"""
+
+import math
+from collections.abc import Callable
+
+from dessilbi_jax.report import plots
+from dessilbi_jax.report.page import Section, figure, paragraph, settings, table
+from dessilbi_jax.report.plots import Picture
+from dessilbi_jax.report.run import Run
+from dessilbi_jax.report.text import count, duration, escape, number, percent, setting
+
+_NO_PATH = "No path has been saved yet: path.npz is written at the end of each epoch."
+
+
+def lead(run: Run) -> str:
+    """Returns the opening of the page: what came out, in a sentence or two, as HTML."""
+    if run.result:
+        words = (
+            f"The dense network classifies {percent(run.result['test_accuracy'])} of the test "
+            f"images correctly; its projection onto the {percent(run.density)} of the structured "
+            f"weights that were selected, without any retraining, "
+            f"{percent(run.result['test_projected_accuracy'])}."
+        )
+        html = paragraph(words, "lead")
+    elif run.records:
+        words = (
+            f"This run has not finished. The figures are those of its last record, at step "
+            f"{count(run.last('step'))} (epoch {run.last('epoch'):.4g}), measured on held-out data."
+        )
+        html = paragraph(words, "note")
+    else:
+        html = paragraph("This run has not finished, and nothing is recorded yet.", "note")
+    return html + "".join(paragraph(note, "note") for note in run.notes)
+
+
+def figures(run: Run) -> Section | None:
+    """The headline figures: both accuracies, the density asked and reached, the parameters kept."""
+    if not run.records and not run.result:
+        return None
+    if run.result:
+        dense, projected = run.result["test_accuracy"], run.result["test_projected_accuracy"]
+        where = "test images"
+    else:
+        dense, projected = run.last("accuracy"), run.last("projected_accuracy")
+        where = "held-out images"
+    lost = 100 * (projected - dense)
+    aside = f"{where}, no retraining" + (f"; {lost:+.2f} points" if math.isfinite(lost) else "")
+    cards = [
+        ("dense", "Dense accuracy", percent(dense), where),
+        ("projected", "Projected accuracy", percent(projected), aside),
+        ("projected", "Density reached", percent(run.density), _asked(run)),
+    ]
+    kept = _kept(run)
+    if kept:
+        cards.append(("dense", *kept))
+    cells = "".join(
+        f'<div class="{kind}"><dt>{escape(name)}</dt><dd><span class="value">{escape(value)}</span>'
+        f'<br><span class="aside">{escape(aside)}</span></dd></div>'
+        for kind, name, value, aside in cards
+    )
+    return Section("figures", "Figures", f'<dl class="figures">{cells}</dl>')
+
+
+def _asked(run: Run) -> str:
+    asked, reached = run.asked_density, run.density
+    if not math.isfinite(asked):
+        return "of the structured weights; none was asked, λ was given"
+    words = f"of the structured weights; {percent(asked)} asked"
+    if math.isfinite(reached) and asked > 0:
+        words += f", reached {reached / asked:.2f} of it"
+    return words
+
+
+def _kept(run: Run) -> tuple[str, str, str] | None:
+    """Returns name, value and note of the parameters kept, dense leaves included if known."""
+    layers = run.layers()
+    if not layers:
+        return None
+    selected = sum(layer.selected_weights for layer in layers)
+    weights = sum(layer.weights for layer in layers)
+    if not run.result:
+        return "Weights kept", count(selected), f"of {count(weights)} structured weights"
+    total = run.result["parameters"]
+    dense = total - weights
+    note = f"of {count(total)}: {count(selected)} selected weights"
+    note += f" and {count(dense)} parameters without structure" if dense else ""
+    return "Parameters kept", count(selected + dense), note
+
+
+def solution_path(run: Run) -> Section:
+    """The solution path of group norms (the paper's Fig. 1, left)."""
+    picture = plots.solution_path(run)
+    title = "Solution path"
+    if picture is None:
+        words = "The norms of the groups were not kept: the run folder holds no norms.npz."
+        if run.norms is not None:
+            words = "No norms have been recorded yet."
+        return Section("path", title, paragraph(words))
+    caption = (
+        "One curve for each sampled group. A curve is grey until its group enters, that is, until "
+        "its Γ leaves zero; from then on its colour says when it entered, dark for early. "
+        "Groups that matter enter first."
+    )
+    return Section("path", title, figure(picture, caption))
+
+
+def curves(run: Run) -> Section:
+    """Accuracy and density of dense and projected network against epochs (Fig. 3 and 4)."""
+    caption = (
+        "Solid blue is the network as trained; dashed orange is the same network with every "
+        "weight outside the support of Γ set to zero, not retrained. It can only be good once "
+        "enough has been selected, so read both panels together."
+    )
+    empty = "Nothing has been recorded yet: metrics.jsonl holds no records."
+    body = _figure_or(plots.curves(run), caption, empty)
+    return Section("curves", "Accuracy and density", body)
+
+
+def layers(run: Run) -> Section:
+    """Density by layer, over time and in a final table."""
+    caption = (
+        "The share of each layer's weights that is selected. Layers that fill early and far are "
+        "those the network can least do without."
+    )
+    body = _figure_or(plots.layer_density(run), caption, _NO_PATH)
+    rows = run.layers()
+    if rows:
+        body += table(
+            "Layers with structure, "
+            + ("at the end of the run." if run.finished else "at the last record of the path."),
+            ["layer", "shape", "groups", "selected", "weights", "kept", "density"],
+            [
+                (
+                    layer.name,
+                    " × ".join(map(str, layer.shape)),
+                    count(layer.groups),
+                    count(layer.selected_groups),
+                    count(layer.weights),
+                    count(layer.selected_weights),
+                    percent(layer.density),
+                )
+                for layer in rows
+            ],
+            numbers=range(2, 7),
+            total=_total(rows),
+        )
+    return Section("layers", "Density by layer", body)
+
+
+def _total(rows: tuple) -> tuple[str, ...]:
+    groups, selected, weights, kept = (
+        sum(getattr(row, name) for row in rows)
+        for name in ("groups", "selected_groups", "weights", "selected_weights")
+    )
+    return (
+        "all", "", *map(count, (groups, selected, weights, kept)), percent(kept / weights)
+    )  # fmt: skip
+
+
+def entry_times(run: Run) -> Section:
+    """Which groups entered when, layer by layer."""
+    caption = (
+        "Each tile is one group (a filter, a unit) in the order of its layer, coloured by the step "
+        "at which it entered and pale grey if it never did; layers of many groups are shown as a "
+        "histogram of their entry times."
+    )
+    body = _figure_or(plots.entry_times(run), caption, _NO_PATH)
+    return Section("entry", "Groups by entry time", body)
+
+
+def hyper_parameters(run: Run) -> Section:
+    """The chosen hyper-parameters and the values λ took."""
+    chosen = [(name, setting(value)) for name, value in run.settings.items()]
+    body = settings(chosen) if chosen else paragraph("config.json lists no settings.")
+    estimates = run.estimates()
+    if estimates:
+        if not run.lam_is_auto:
+            caption = "λ as it was given."
+        elif run.result and run.result.get("lam"):
+            caption = "λ as estimated inside the run, from how fast V moved; the last one stays."
+        else:
+            caption = "λ as seen in the records so far; it was estimated at or before these steps."
+        rows = [(count(step), number(lam)) for step, lam in estimates]
+        body += table(caption, ["step", "λ"], rows, numbers=(0, 1))
+    elif run.lam_is_auto:
+        body += paragraph("λ has not been estimated yet, so no group can have entered.")
+    return Section("settings", "Hyper-parameters", body)
+
+
+def again(run: Run) -> Section:
+    """How to run it again, and on what it ran."""
+    command = run.config.get("command")
+    if command:
+        body = f"<pre><code>{escape(command)}</code></pre>"
+    else:
+        body = paragraph("The command of this run was not kept.")
+    seconds = run.result.get("seconds") if run.result else None
+    took = float(seconds) if isinstance(seconds, (int, float)) else run.last("seconds")
+    facts = [("took" if run.finished else "running for", duration(took))]
+    if run.result and "steps" in run.result:
+        facts.append(("steps", count(run.result["steps"])))
+    if run.config.get("started"):
+        facts.append(("started", setting(run.config["started"])))
+    facts += [(name, setting(value)) for name, value in run.config["machine"].items()]
+    facts += [(name, setting(value)) for name, value in run.config["versions"].items()]
+    return Section("again", "Run it again", body + settings(facts))
+
+
+def _figure_or(picture: Picture | None, caption: str, otherwise: str) -> str:
+    return paragraph(otherwise) if picture is None else figure(picture, caption)
+
+
+SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
+    figures,
+    solution_path,
+    curves,
+    layers,
+    entry_times,
+    hyper_parameters,
+    again,
+)

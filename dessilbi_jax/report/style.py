@@ -1,0 +1,165 @@
+"""Colours and typography of a report: one palette for the pictures and for the page around them.
+
+The line colours are Okabe and Ito's, which stay apart under the common forms of colour blindness;
+times of entry are shown on matplotlib's viridis without its yellow end, which white paper swallows.
+"""
+
+import io
+from base64 import b64encode
+from typing import Any
+
+import matplotlib
+from matplotlib.colors import Colormap, ListedColormap
+from matplotlib.figure import Figure
+
+INK = "#22272e"
+MUTED = "#5b6470"
+RULE = "#d9dde2"
+PAPER = "#fcfcfa"
+WAITING = "#b9bec5"  # a group that has not entered
+
+DENSE = "#0072B2"
+PROJECTED = "#D55E00"
+ASKED = "#5b6470"
+
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A6A53")
+DASHES = ("-", "--", "-.", ":")
+
+_RC = {
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.0,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9ebee",
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.7,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "path",  # outlines: the same picture on machines without the font
+    "svg.hashsalt": "dessilbi_jax",  # the same run gives the same bytes
+    "path.simplify": True,
+}
+
+CSS = f"""
+:root {{ color-scheme: light; --ink: {INK}; --muted: {MUTED}; --rule: {RULE}; --paper: {PAPER};
+  --dense: {DENSE}; --projected: {PROJECTED};
+  --text: Charter, "Bitstream Charter", "Iowan Old Style", Cambria, Georgia, serif;
+  --label: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif;
+  --code: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }}
+* {{ box-sizing: border-box; }}
+html {{ background: var(--paper); color: var(--ink); font: 1.0625rem/1.6 var(--text); }}
+body {{ max-width: 60rem; margin: 0 auto; padding: 3rem 1.5rem 4rem; }}
+h1, h2, nav, table, dl, figcaption, .note, .kicker {{ font-family: var(--label); }}
+.kicker {{ color: var(--muted); font-size: .8125rem; margin: 0; }}
+h1 {{ font-size: 1.875rem; line-height: 1.2; font-weight: 650; margin: .25rem 0 .75rem; }}
+h2 {{ font-size: 1.25rem; line-height: 1.3; font-weight: 650; margin: 0 0 .75rem; }}
+p {{ margin: 0 0 1rem; max-width: 44rem; text-wrap: pretty; }}
+.lead {{ font-size: 1.1875rem; line-height: 1.55; }}
+nav {{ font-size: .875rem; margin: 1.5rem 0 0; padding: .75rem 0; border: solid var(--rule);
+  border-width: 1px 0; }}
+nav ul {{ list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; margin: 0;
+  padding: 0; }}
+a {{ color: #00568a; text-underline-offset: .15em; }}
+a:focus-visible {{ outline: 2px solid var(--dense); outline-offset: 3px; }}
+section {{ margin-top: 3rem; }}
+.note {{ font-size: .9375rem; line-height: 1.5; margin: 1rem 0; padding: .625rem 1rem;
+  background: #f3f1ea; border-left: 3px solid #b08a2e; max-width: 44rem; }}
+.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr));
+  gap: 1.25rem 2rem; margin: 1.75rem 0 0; }}
+.figures > div {{ border-top: 3px solid var(--rule); padding-top: .625rem; }}
+.figures > .dense {{ border-color: var(--dense); }}
+.figures > .projected {{ border-color: var(--projected); }}
+.figures dt {{ font-size: .875rem; color: var(--muted); }}
+.figures dd {{ margin: 0; }}
+.figures .value {{ font-size: 1.875rem; line-height: 1.25; font-weight: 600;
+  font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.figures .aside {{ font-size: .8125rem; line-height: 1.45; color: var(--muted); }}
+figure {{ margin: 1.25rem 0 0; }}
+figure img {{ display: block; width: 100%; height: auto; }}
+figcaption {{ font-size: .9375rem; line-height: 1.5; color: var(--muted); margin-top: .5rem;
+  max-width: 46rem; text-wrap: pretty; }}
+.wide {{ overflow-x: auto; margin: 1.25rem 0 0; }}
+table {{ border-collapse: collapse; font-size: .875rem; line-height: 1.4;
+  font-variant-numeric: tabular-nums; }}
+caption {{ text-align: left; color: var(--muted); padding: 0 0 .5rem; font-size: .9375rem;
+  max-width: 46rem; }}
+th, td {{ text-align: left; vertical-align: top; padding: .375rem 1.5rem .375rem 0;
+  border-bottom: 1px solid var(--rule); }}
+th {{ font-weight: 600; }}
+thead th {{ border-bottom: 1.5px solid var(--muted); white-space: nowrap; }}
+tbody th {{ font-weight: 500; }}
+tfoot td, tfoot th {{ border-bottom: 0; border-top: 1.5px solid var(--muted); font-weight: 600; }}
+.number {{ text-align: right; white-space: nowrap; }}
+.cells {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr));
+  gap: 0 3rem; align-items: start; }}
+.cells table {{ width: 100%; }}
+.settings {{ columns: 2 20rem; column-gap: 3rem; margin: .75rem 0 0; font-size: .875rem; }}
+.settings > div {{ display: flex; justify-content: space-between; gap: 1.5rem;
+  padding: .3125rem 0; border-bottom: 1px solid var(--rule); break-inside: avoid; }}
+.settings dd {{ margin: 0; text-align: right; overflow-wrap: anywhere; }}
+.settings dd, code, pre {{ font-variant-numeric: tabular-nums; }}
+code, pre {{ font-family: var(--code); font-size: .875rem; }}
+pre {{ background: #f1f3f5; border: 1px solid var(--rule); border-radius: 4px; padding: .75rem 1rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 1rem; }}
+footer {{ margin-top: 4rem; padding-top: .75rem; border-top: 1px solid var(--rule); }}
+@media print {{
+  @page {{ margin: 16mm 15mm; }}
+  html {{ background: none; font-size: 10.5pt; }}
+  body {{ max-width: none; padding: 0; }}
+  nav {{ display: none; }}
+  section {{ margin-top: 1.75rem; }}
+  h2 {{ break-after: avoid; }}
+  figure, tr, pre, .note, .figures > div {{ break-inside: avoid; }}
+  .wide {{ overflow: visible; }}
+  .figures {{ grid-template-columns: repeat(4, 1fr); gap: 1rem 1.25rem; }}
+  .figures .value {{ font-size: 1.375rem; }}
+  a {{ color: inherit; text-decoration: none; }}
+}}
+"""
+
+
+def context() -> Any:
+    """Returns a context manager under which matplotlib draws in the style of the report.
+
+    >>> with context():
+    ...     print(matplotlib.rcParams["svg.fonttype"])
+    path
+    """
+    return matplotlib.rc_context(_RC)
+
+
+def entry_colours() -> Colormap:
+    """Returns the colours of entry times, from early (dark violet) to late (light green).
+
+    >>> entry_colours().N
+    256
+    """
+    viridis = matplotlib.colormaps["viridis"].resampled(1000)
+    return ListedColormap([viridis(0.87 * i / 255) for i in range(256)], name="entry")
+
+
+def data_uri(figure: Figure) -> str:
+    """Returns a matplotlib figure as an SVG in a `data:` address, the same bytes on every call.
+
+    >>> data_uri(Figure(figsize=(1, 1)))[:26]
+    'data:image/svg+xml;base64,'
+    """
+    file = io.BytesIO()
+    with context():
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + b64encode(file.getvalue()).decode("ascii")

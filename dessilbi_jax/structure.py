@@ -1,0 +1,429 @@
+"""What a group is: from parameter paths to groups of weights.
+
+The groups of one leaf are described by a single tuple, `counts`: how many groups lie along each
+axis. The leaf is cut along axis `i` into `counts[i]` equal, contiguous pieces; a group is one
+cell of that grid. So an HWIO kernel of shape (3, 3, 16, 32) has
+
+    output filters   counts (1, 1, 1, 32)      input channels   counts (1, 1, 16, 1)
+    single weights   counts (3, 3, 16, 32)     kernel slices    counts (1, 1, 16, 32)
+    whole layer      counts (1, 1, 1, 1)       4 x 4 blocks     counts (3, 3, 4, 8)
+
+Named structures (`filters`, `weights`, …) choose `counts` from a leaf's name and rank; rules
+choose it by a regular expression on the leaf's path. Everything here is plain Python on shapes.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+Axes: TypeAlias = tuple[int, ...]
+Rule: TypeAlias = tuple[Any, ...]  # (pattern, spec) or (pattern, spec, options)
+StructureLike: TypeAlias = "Structure | Rules | Sequence[Rule] | Callable[[Any], Any]"
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafGroups:
+    """The groups of one leaf of the parameters.
+
+    Attributes:
+        path: the leaf's keys joined by '/', for example `conv1/kernel`.
+        shape: the leaf's shape.
+        counts: number of groups along each axis, or None for a dense leaf (no V, no Γ).
+        spec: the name of what was chosen, for printing.
+        lam: λ of this leaf's own rule, or None to follow the transformation's λ.
+        penalty: penalty of this leaf's own rule, or None for the transformation's.
+        reason: why the leaf is dense, when it is.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    counts: tuple[int, ...] | None
+    spec: str = "dense"
+    lam: float | None = None
+    penalty: Any = None
+    reason: str = ""
+
+    @property
+    def elementwise(self) -> bool:
+        """True where every group holds a single element (the lasso)."""
+        return self.counts == self.shape
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return 0 if self.counts is None else int(np.prod(self.counts, dtype=np.int64))
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the leaf."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def group_size(self) -> int:
+        """Number of elements in each group."""
+        return self.size // max(self.groups, 1)
+
+
+# The axes of a kernel by what they mean: h, w, d space, i input, o output.
+_LAYOUTS = {
+    "HWIO": {2: "io", 4: "hwio", 5: "dhwio"},
+    "OIHW": {2: "oi", 4: "oihw", 5: "oidhw"},
+}
+_NAME_LAYOUT = {"kernel": "HWIO", "w": "HWIO", "weight": "OIHW"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """A named choice of groups for whole networks, and a spec to use in rules.
+
+    Applied to a parameter tree, it looks at leaves named `kernel` or `w` (axes HWIO; dense:
+    inputs, outputs) and `weight` (axes OIHW; dense: outputs, inputs) with 2, 4 or 5 axes. All
+    other leaves, and those with `embed` in their path, are dense. Inside a rule it applies to
+    the leaf that the rule names, whatever that leaf is called.
+
+    Attributes:
+        name: printed name.
+        conv: the meanings (letters of `dhwio`) of the axes that index groups in convolution
+            kernels; '*' stands for every axis, None leaves convolutions dense.
+        dense: the same for kernels with two axes.
+        block: lengths of the blocks along (inputs, outputs), or None.
+        heads: number of equal pieces the head axis is cut into, or 0.
+        inputs: with `heads`, cut the input axis instead of the output axis.
+        layout: 'HWIO' or 'OIHW' to override what a leaf's name says.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dessilbi_jax as dl
+        >>> [leaf.counts for leaf in dl.filters.resolve({"kernel": jnp.ones((3, 3, 16, 32))})]
+        [(1, 1, 1, 32)]
+        >>> torch_like = dl.filters.replace(layout="OIHW")
+        >>> [leaf.counts for leaf in torch_like.resolve({"kernel": jnp.ones((32, 16, 3, 3))})]
+        [(32, 1, 1, 1)]
+    """
+
+    name: str
+    conv: str | None
+    dense: str | None
+    block: tuple[int, int] | None = None
+    heads: int = 0
+    inputs: bool = False
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout is not None and self.layout not in _LAYOUTS:
+            raise ValueError(f"layout must be one of {sorted(_LAYOUTS)}, got {self.layout!r}")
+
+    def replace(self, **changes: Any) -> "Structure":
+        """A copy with the given attributes changed, for example `layout='OIHW'`."""
+        return dataclasses.replace(self, **changes)
+
+    def counts(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Number of groups along each axis of a leaf.
+
+        Raises:
+            ValueError: where this structure has no meaning for a leaf of that shape.
+        """
+        if self.name == "weights":
+            return shape
+        if self.name == "layers":
+            return (1,) * len(shape)
+        if self.heads:
+            return self._head_counts(path, shape)
+        layout = self.layout or _NAME_LAYOUT.get(path.rpartition("/")[2], "HWIO")
+        axes = _LAYOUTS[layout].get(len(shape))
+        indexing = self.dense if len(shape) == 2 else self.conv
+        if axes is None or indexing is None:
+            raise ValueError(f"'{self.name}' has no meaning for {len(shape)} axes")
+        if self.block is not None:
+            return self._block_counts(axes, shape)
+        if self.name in ("rows", "columns"):  # of the array as it is stored
+            axes = "io"
+        return tuple(
+            n if "*" in indexing or axis in indexing else 1
+            for n, axis in zip(shape, axes, strict=True)
+        )
+
+    def _block_counts(self, axes: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        assert self.block is not None
+        length = dict(zip("io", self.block, strict=True))
+        if any(n % length.get(axis, 1) for n, axis in zip(shape, axes, strict=True)):
+            raise ValueError(f"{shape} cannot be cut into {self.name}")
+        return tuple(n // length.get(axis, 1) for n, axis in zip(shape, axes, strict=True))
+
+    def _head_counts(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        counts = [1] * len(shape)
+        if len(shape) == 3 and self.heads in shape[:2]:  # Flax: (d, n, h) in, (n, h, d) out
+            counts[1 if shape[1] == self.heads and not self.inputs else 0] = self.heads
+        elif len(shape) == 2:
+            layout = self.layout or _NAME_LAYOUT.get(path.rpartition("/")[2], "HWIO")
+            counts[_LAYOUTS[layout][2].index("i" if self.inputs else "o")] = self.heads
+        if any(n % c for n, c in zip(shape, counts, strict=True)) or max(counts) != self.heads:
+            raise ValueError(f"{shape} has no axis of {self.heads} heads")
+        return tuple(counts)
+
+    def resolve(self, params: Any) -> list[LeafGroups]:
+        """The groups of every leaf of `params`, in the order of its leaves."""
+        return [self._resolve_leaf(path, leaf) for path, leaf in leaf_paths(params)]
+
+    def _resolve_leaf(self, path: str, leaf: Any) -> LeafGroups:
+        shape = tuple(leaf.shape)
+
+        def dense(reason: str) -> LeafGroups:
+            return LeafGroups(path, shape, None, reason=reason)
+
+        if not is_inexact(leaf):
+            return dense(f"holds {leaf.dtype}")
+        if "embed" in path.lower():
+            return dense("an embedding")
+        if path.rpartition("/")[2] not in _NAME_LAYOUT:
+            return dense("not named kernel, w or weight")
+        if self.heads and len(shape) != 3:
+            return dense("heads of two-axis kernels are chosen by a rule")
+        if len(shape) not in (2, 4, 5) and not self.heads:
+            return dense(f"{len(shape)} axes, neither dense nor convolution")
+        try:
+            return LeafGroups(path, shape, self.counts(path, shape), self.name)
+        except ValueError as error:
+            return dense(str(error))
+
+
+filters = Structure("filters", conv="o", dense="*")
+weights = Structure("weights", conv="*", dense="*")
+neurons = Structure("neurons", conv="o", dense="o")
+input_channels = Structure("input channels", conv="i", dense="i")
+slices = Structure("slices", conv="io", dense="*")
+rows = Structure("rows", conv=None, dense="i")
+columns = Structure("columns", conv=None, dense="o")
+layers = Structure("layers", conv="", dense="")
+
+
+def blocks(shape: tuple[int, int], layout: str | None = None) -> Structure:
+    """Groups of `shape` = (inputs, outputs) neighbouring channels; space indexes groups too.
+
+    A leaf that the shape does not divide stays dense (an error where a rule asks for it).
+
+    Example:
+        >>> import dessilbi_jax as dl
+        >>> dl.blocks((4, 2)).counts("fc/kernel", (8, 6))
+        (2, 3)
+    """
+    if len(shape) != 2 or any(not isinstance(n, int) or n < 1 for n in shape):
+        raise ValueError(f"blocks needs two positive lengths (inputs, outputs), got {shape!r}")
+    name = f"blocks of {shape[0]}x{shape[1]}"
+    return Structure(name, conv="*", dense="*", block=(shape[0], shape[1]), layout=layout)
+
+
+def heads(n: int, *, inputs: bool = False, layout: str | None = None) -> Structure:
+    """Groups of whole attention heads.
+
+    Kernels with three axes are Flax's (features, heads, size) and (heads, size, features).
+    Kernels with two axes are cut along their output axis into `n` equal pieces, or along the
+    input axis with `inputs=True` (the projection behind the heads); these are chosen by a rule.
+
+    Example:
+        >>> import dessilbi_jax as dl
+        >>> dl.heads(4).counts("query/kernel", (64, 4, 16))
+        (1, 4, 1)
+        >>> dl.heads(4, inputs=True).counts("proj/kernel", (64, 32))
+        (4, 1)
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"heads needs a positive number of heads, got {n!r}")
+    return Structure(f"{n} heads", conv=None, dense="o", heads=n, inputs=inputs, layout=layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Groups chosen by rules on parameter paths; leaves that no rule names are dense.
+
+    A rule is `(pattern, spec)` or `(pattern, spec, options)`. The pattern is a regular
+    expression searched in the leaf's '/'-joined path, and the first match wins. The spec is a
+    named structure, a tuple of the axes that index the groups, or None for dense. Options are
+    `lam` (this leaf's λ; a relative weight when λ is automatic) and `penalty`.
+
+    Attributes:
+        rules: the rules.
+        strict: whether a rule that names no leaf is an error. Give False where the tree is
+            seen in parts, as under `optax.partition`.
+
+    Raises:
+        ValueError: a rule that matches nothing or is wholly hidden by earlier ones (the paths
+            there are get listed), or an axis out of range.
+        TypeError: a rule of another form.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dessilbi_jax as dl
+        >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 8)), "bias": jnp.ones(8)}}
+        >>> rules = dl.Rules([(r"conv/kernel", (-1,), {"lam": 0.5})])
+        >>> [(leaf.path, leaf.counts, leaf.lam) for leaf in rules.resolve(params)]
+        [('conv/bias', None, None), ('conv/kernel', (1, 1, 1, 8), 0.5)]
+    """
+
+    rules: tuple[Rule, ...]
+    strict: bool = True
+
+    def __init__(self, rules: Sequence[Rule], strict: bool = True) -> None:
+        object.__setattr__(self, "rules", tuple(_checked_rule(rule) for rule in rules))
+        object.__setattr__(self, "strict", strict)
+
+    def resolve(self, params: Any) -> list[LeafGroups]:
+        """The groups of every leaf of `params`, in the order of its leaves."""
+        named = leaf_paths(params)
+        matched = {i: 0 for i in range(len(self.rules))}
+        hidden = {i: 0 for i in range(len(self.rules))}
+        out = []
+        for path, leaf in named:
+            hits = [i for i, rule in enumerate(self.rules) if re.search(rule[0], path)]
+            for i in hits[1:]:
+                hidden[i] += 1
+            if not hits:
+                out.append(LeafGroups(path, tuple(leaf.shape), None, reason="no rule names it"))
+                continue
+            matched[hits[0]] += 1
+            _, spec, options = self.rules[hits[0]]
+            out.append(_leaf_from_spec(path, leaf, spec, options))
+        if self.strict and named:
+            for i, rule in enumerate(self.rules):
+                if not matched[i]:
+                    why = "is hidden by earlier rules" if hidden[i] else "matches no leaf"
+                    raise ValueError(
+                        f"rule {i} with pattern {rule[0]!r} {why}; the paths are: "
+                        f"{', '.join(path for path, _ in named)}"
+                    )
+        return out
+
+
+def as_structure(structure: StructureLike) -> Any:
+    """Turns whatever a user may give as `structure` into an object with `.resolve(params)`.
+
+    Raises:
+        TypeError: for anything that is no structure, list of rules or callable.
+    """
+    if hasattr(structure, "resolve"):
+        return structure
+    if isinstance(structure, Sequence) and not isinstance(structure, str):
+        return Rules(structure)
+    if callable(structure):
+        return _FromCallable(structure)
+    raise TypeError(
+        "structure must be a named structure (dl.filters, dl.weights, …), a list of rules "
+        "[(pattern, spec), …] or a callable from the parameters to a tree of specs, got "
+        f"{type(structure).__name__}; wrap a fixed tree as `lambda params: tree`"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _FromCallable:
+    """A structure given as a callable from the parameters to a tree of specs."""
+
+    function: Callable[[Any], Any]
+
+    def resolve(self, params: Any) -> list[LeafGroups]:
+        specs = jax.tree.structure(params).flatten_up_to(self.function(params))
+        named = leaf_paths(params)
+        return [
+            _leaf_from_spec(path, leaf, spec, {})
+            for (path, leaf), spec in zip(named, specs, strict=True)
+        ]
+
+
+def resolve(structure: StructureLike, params: Any) -> list[LeafGroups]:
+    """The groups of every leaf of `params`, checked: something must be structured.
+
+    A tree without leaves gives an empty list (Optax asks for that in `tree.map_params`).
+
+    Raises:
+        ValueError: if no leaf at all is structured.
+    """
+    leaves = as_structure(structure).resolve(params)
+    if leaves and all(leaf.counts is None for leaf in leaves):
+        listing = "; ".join(f"{leaf.path or '(root)'} {leaf.shape}: {leaf.reason}" for leaf in leaves)
+        raise ValueError(
+            "the structure leaves every parameter dense, so nothing could become sparse "
+            f"({listing}). Under `optax.flatten` there are no kernels left to recognise: put "
+            "the transformation outside of it, or name the leaves by a rule such as "
+            "[('.*', dl.weights)]"
+        )
+    return leaves
+
+
+def leaf_paths(params: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their '/'-joined paths.
+
+    The last key of wrapped leaves (`value` of NNX variables and of Linen's boxes) is left out.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dessilbi_jax.structure import leaf_paths
+        >>> [path for path, _ in leaf_paths({"fc1": {"kernel": jnp.ones(2)}})]
+        ['fc1/kernel']
+    """
+    out = []
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value":
+            keys = keys[:-1]
+        out.append((jax.tree_util.keystr(keys, simple=True, separator="/"), leaf))
+    return out
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf holds floating point or complex numbers (bfloat16 too)."""
+    return jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
+
+
+def _checked_rule(rule: Any) -> Rule:
+    form = "a rule is (pattern, spec) or (pattern, spec, {'lam': …, 'penalty': …})"
+    if not isinstance(rule, tuple | list) or len(rule) not in (2, 3):
+        raise TypeError(f"{form}, got {rule!r}")
+    if not isinstance(rule[0], str):
+        raise TypeError(f"{form}; the pattern must be a string, got {rule[0]!r}")
+    try:
+        re.compile(rule[0])
+    except re.error as error:
+        raise ValueError(f"pattern {rule[0]!r} is no regular expression: {error}") from None
+    spec, options = rule[1], dict(rule[2]) if len(rule) == 3 else {}
+    if not (spec is None or isinstance(spec, Structure) or _is_axes(spec)):
+        raise TypeError(f"{form}; the spec must be a named structure, axes or None, got {spec!r}")
+    unknown = set(options) - {"lam", "penalty"}
+    if unknown:
+        raise ValueError(f"unknown option {sorted(unknown)} in the rule for {rule[0]!r}; {form}")
+    lam = options.get("lam")
+    if lam is not None and not (isinstance(lam, int | float) and 0 < lam < float("inf")):
+        raise ValueError(f"lam in the rule for {rule[0]!r} must be a positive number, got {lam!r}")
+    return (rule[0], tuple(spec) if _is_axes(spec) else spec, options)
+
+
+def _is_axes(spec: Any) -> bool:
+    return isinstance(spec, tuple | list) and all(
+        isinstance(axis, int) and not isinstance(axis, bool) for axis in spec
+    )
+
+
+def _leaf_from_spec(path: str, leaf: Any, spec: Any, options: dict[str, Any]) -> LeafGroups:
+    shape = tuple(leaf.shape)
+    if spec is None:
+        return LeafGroups(path, shape, None, reason="named dense")
+    if not is_inexact(leaf):
+        raise TypeError(f"{path} holds {leaf.dtype}; only real or complex leaves can be structured")
+    if _is_axes(spec):
+        wrong = [axis for axis in spec if not -len(shape) <= axis < len(shape)]
+        if wrong:
+            raise ValueError(f"axis {wrong[0]} is out of range for {path} with shape {shape}")
+        chosen = {axis % len(shape) for axis in spec}
+        counts = tuple(n if axis in chosen else 1 for axis, n in enumerate(shape))
+        name = f"axes {tuple(spec)}"
+    elif isinstance(spec, Structure):
+        try:
+            counts, name = spec.counts(path, shape), spec.name
+        except ValueError as error:
+            raise ValueError(f"{path} with shape {shape}: {error}") from None
+    else:
+        raise TypeError(f"the spec of {path} must be a named structure, axes or None, got {spec!r}")
+    if 0 in shape:
+        raise ValueError(f"{path} with shape {shape} has no elements; leave it dense")
+    return LeafGroups(path, shape, counts, name, options.get("lam"), options.get("penalty"))

@@ -1,0 +1,149 @@
+"""Tickets: a support to prune to, and what is done with it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dessilbi_jax.structure import leaf_paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Ticket:
+    """A support of Γ to prune to.
+
+    Attributes:
+        masks: bool array of each leaf by its path, True = kept; dense leaves are all True.
+        step: step of the newest record that the ticket draws on.
+        structured: paths of the leaves that were selected in.
+        density: kept elements of the structured leaves over all of theirs.
+        note: what the request could not be met with, in words; empty when it was met.
+    """
+
+    masks: Mapping[str, np.ndarray]
+    step: int
+    structured: tuple[str, ...]
+    density: float
+    note: str = ""
+
+    def mask(self, params: Any) -> Any:
+        """The masks as a tree like `params`.
+
+        Raises:
+            ValueError: where a leaf is missing or of another shape, naming the first.
+        """
+        leaves = []
+        for path, leaf in leaf_paths(params):
+            if path not in self.masks or self.masks[path].shape != leaf.shape:
+                there = self.masks[path].shape if path in self.masks else "nothing"
+                raise ValueError(
+                    f"the ticket does not fit {path}: the parameters have shape {leaf.shape}, "
+                    f"the ticket {there}; it was made for another network"
+                )
+            leaves.append(jnp.asarray(self.masks[path]))
+        if len(leaves) != len(self.masks):
+            extra = set(self.masks) - {path for path, _ in leaf_paths(params)}
+            raise ValueError(f"the ticket names {sorted(extra)[0]}, which the parameters lack")
+        return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+class KeepSupportState(NamedTuple):
+    """State of `keep_support`: the mask itself, so that it is saved with the optimizer."""
+
+    mask: Any
+
+
+def keep_support(mask: Any) -> optax.GradientTransformation:
+    """Makes weights outside the mask become, and stay, exactly zero.
+
+    Outside the mask the update becomes −W, so that `optax.apply_updates` lands on 0 whatever
+    momentum, Adam or decay put into it before. Stands last in the chain.
+
+    Args:
+        mask: tree of bool arrays like the parameters, True = kept; or a callable that makes it
+            from the parameters.
+
+    Raises:
+        ValueError: at `init`, a mask of another tree, shape or dtype, naming the first leaf; at
+            `update`, parameters missing.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import dessilbi_jax as dl
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> mask = {"w": jnp.array([True, False])}
+        >>> tx = optax.chain(optax.sgd(0.1, momentum=0.9), dl.keep_support(mask))
+        >>> updates, state = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+        >>> optax.apply_updates(params, updates)
+        {'w': Array([0.9, 0. ], dtype=float32)}
+    """
+
+    def init(params: optax.Params) -> KeepSupportState:
+        if not jax.tree.leaves(params):  # a tree without leaves asks for the state's form
+            return KeepSupportState(params)
+        tree = mask(params) if callable(mask) else mask
+        leaves = [jnp.array(m) for m in mask_leaves(params, tree)]  # copies: may be donated
+        return KeepSupportState(jax.tree.unflatten(jax.tree.structure(params), leaves))
+
+    def update(
+        updates: optax.Updates, state: KeepSupportState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, KeepSupportState]:
+        if params is None:
+            raise ValueError("keep_support needs the parameters: tx.update(updates, state, params)")
+        kept = jax.tree.map(
+            lambda m, u, p: jnp.where(m, u, -p.astype(u.dtype)), state.mask, updates, params
+        )
+        return kept, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def project(params: Any, mask: Any) -> Any:
+    """The parameters with zeros outside the mask: W on the support of Γ.
+
+    Args:
+        params: the parameters.
+        mask: tree of bool arrays, as `support` gives.
+
+    Raises:
+        ValueError: where trees or shapes differ, naming the first leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dessilbi_jax as dl
+        >>> dl.project({"w": jnp.ones(2)}, {"w": jnp.array([True, False])})
+        {'w': Array([1., 0.], dtype=float32)}
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    masks = mask_leaves(params, mask)
+    return jax.tree.unflatten(
+        treedef, [jnp.where(m, p, jnp.zeros_like(p)) for p, m in zip(leaves, masks, strict=True)]
+    )
+
+
+def mask_leaves(params: Any, mask: Any) -> list[jax.Array]:
+    """The leaves of a mask in the order of the parameters' leaves, checked against them.
+
+    Raises:
+        ValueError: where trees, shapes or dtypes differ, naming the first leaf.
+    """
+    named = leaf_paths(params)
+    given = leaf_paths(mask)
+    if [path for path, _ in named] != [path for path, _ in given]:
+        here, there = dict(named), dict(given)
+        odd = [p for p in here if p not in there] or [p for p in there if p not in here]
+        raise ValueError(
+            f"the mask does not fit the parameters: {odd[0] if odd else named[0][0]} is not in "
+            "both; make it with dl.support(opt_state, params)"
+        )
+    for (path, p), (_, m) in zip(named, given, strict=True):
+        if p.shape != m.shape or m.dtype != bool:
+            raise ValueError(
+                f"the mask does not fit {path}: got {m.dtype}{list(m.shape)}, expected "
+                f"bool{list(p.shape)}"
+            )
+    return [m for _, m in given]

@@ -1,0 +1,232 @@
+"""What a training run is made of: one frozen dataclass, checked when it is built.
+
+Nothing heavy is imported here, so that the command can show its help and its presets at once.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+STRUCTURES = (
+    "filters",
+    "weights",
+    "neurons",
+    "layers",
+    "input_channels",
+    "slices",
+    "rows",
+    "columns",
+)
+VARIANTS = ("paper", "toolbox")
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "cosine", "step")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every choice that the weights of a run depend on, besides the data and the machine.
+
+    Two runs with equal configurations, on the same machine and versions, end with the same
+    weights bit for bit.
+
+    Attributes:
+      network: name of a network of `dessilbi_jax.models`.
+      dataset: name of a data set of `dessilbi_jax.data`.
+      epochs: passes over the training images, at least 1.
+      batch_size: images a step; an incomplete last batch of an epoch is dropped.
+      widths: widths of the network's layers; None: those of the network's paper.
+      learning_rate: the step that moves the weights W, at the start of the schedule.
+      schedule: "constant", "cosine" (down to 0 at the end), or "step".
+      drop_at: for "step": fractions of the run after which the rate is multiplied by `drop_factor`.
+      drop_factor: for "step": the factor, in (0, 1).
+      optimizer: "sgd" (with `momentum`) or "adam" (coupling after Adam's scaling).
+      momentum: of sgd, in [0, 1); 0 is none. Adam ignores it.
+      nesterov: Nesterov's form of the momentum, sgd only.
+      weight_decay: 0 or more; with sgd as `variant` has it, with adam as AdamW has it.
+      variant: where the coupling stands with sgd: "paper" before the momentum, "toolbox" after.
+      kappa: damping κ of Γ, above 0.
+      nu: coupling ν between W and Γ, above 0; larger is looser.
+      lam: λ as a number above 0, or "auto": set inside the run so that `density` is reached.
+      density: for lam="auto": selected elements over elements of structured leaves, in (0, 1].
+        None with a numeric `lam`.
+      at: for lam="auto": the fraction of the run at which `density` is reached, in (0, 1].
+      structure: what a group is: one of "filters" (convolutions by output filter, dense kernels
+        by weight), "weights", "neurons", "layers", "input_channels", "slices", "rows", "columns".
+      lean: keep no Γ in the state, only what it takes to rebuild it.
+      augment: random crops and horizontal flips of the training images.
+      holdout: fraction of the training images held out for the accuracies of the record, in
+        (0, 0.5]. The test images are used once, at the end.
+      records_per_epoch: records of the solution path in an epoch, besides the early ones.
+      seed: of the initial weights, the held-out images, the order of the batches, augmentation.
+
+    Raises:
+      ValueError: a value is out of its range, not finite, or does not go with another one.
+      TypeError: a value is of the wrong type.
+
+    Example:
+      >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=2)
+      >>> config.nu, config.lam, config.density
+      (100.0, 'auto', 0.05)
+      >>> TrainConfig(network="lenet300", dataset="digits", epochs=2, nu=-1.0)
+      Traceback (most recent call last):
+      ...
+      ValueError: nu must be a finite number above 0, got -1.0
+    """
+
+    network: str
+    dataset: str
+    epochs: int
+    batch_size: int = 128
+    widths: tuple[int, ...] | None = None
+    learning_rate: float = 0.05
+    schedule: str = "constant"
+    drop_at: tuple[float, ...] = (0.5, 0.75)
+    drop_factor: float = 0.1
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    variant: str = "paper"
+    kappa: float = 1.0
+    nu: float = 100.0
+    lam: float | Literal["auto"] = "auto"
+    density: float | None = 0.05
+    at: float = 1.0
+    structure: str = "filters"
+    lean: bool = False
+    augment: bool = False
+    holdout: float = 0.1
+    records_per_epoch: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("network", "dataset"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise TypeError(f"{name} must be a name, got {value!r}")
+        for name in ("epochs", "batch_size", "records_per_epoch"):
+            _integer(name, getattr(self, name), least=1)
+        _integer("seed", self.seed, least=0)
+        for name in ("learning_rate", "kappa", "nu"):
+            _number(name, getattr(self, name))
+        for name in ("nesterov", "lean", "augment"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        _choice("schedule", self.schedule, SCHEDULES)
+        _choice("optimizer", self.optimizer, OPTIMIZERS)
+        _choice("variant", self.variant, VARIANTS)
+        _choice("structure", self.structure, STRUCTURES)
+        _number("weight_decay", self.weight_decay, zero=True)
+        _number("momentum", self.momentum, zero=True, below=1.0)
+        _number("drop_factor", self.drop_factor, below=1.0)
+        _number("at", self.at, most=1.0)
+        _number("holdout", self.holdout, most=0.5)
+        for fraction in self.drop_at:
+            _number("drop_at", fraction, below=1.0)
+        if self.widths is not None:
+            for width in self.widths:
+                _integer("widths", width, least=1)
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        """Checks the values that depend on one another."""
+        if isinstance(self.lam, str):
+            if self.lam != "auto":
+                raise ValueError(f"lam must be a number above 0 or 'auto', got {self.lam!r}")
+            if self.density is None:
+                raise ValueError("lam='auto' needs a density in (0, 1], got None")
+            _number("density", self.density, most=1.0)
+        else:
+            _number("lam", self.lam)
+            if self.density is not None:
+                raise ValueError(
+                    f"density={self.density} is what lam='auto' aims at and has no meaning with "
+                    f"lam={self.lam}: give one of the two"
+                )
+        if self.optimizer == "adam" and self.variant != "paper":
+            raise ValueError(
+                "variant='toolbox' is about the momentum of sgd; with optimizer='adam' the "
+                "coupling stands after Adam's scaling: leave variant out"
+            )
+        if self.nesterov and (self.optimizer == "adam" or not self.momentum):
+            raise ValueError("nesterov=True needs optimizer='sgd' and a momentum above 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all fields as JSON values, in the order of the definition."""
+        fields = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "TrainConfig":
+        """Rebuilds a configuration from `to_json`'s result.
+
+        Example:
+          >>> config = TrainConfig(network="lenet5", dataset="mnist", epochs=1, widths=(4, 8, 16))
+          >>> TrainConfig.from_json(config.to_json()) == config
+          True
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(fields) - set(known))
+        if unknown:
+            raise ValueError(f"unknown fields of a configuration: {', '.join(unknown)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Returns one line 'name: old value, now new value' for each field that differs.
+
+    Example:
+      >>> a = TrainConfig(network="lenet300", dataset="digits", epochs=2)
+      >>> differences(a, dataclasses.replace(a, nu=20.0))
+      ['nu: 100.0, now 20.0']
+    """
+    pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
+    return [f"{name}: {a!r}, now {b!r}" for name, a, b in pairs if a != b]
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """Returns '; did you mean X?' for the known name nearest to `name`, or ''.
+
+    Example:
+      >>> near_miss("lenet30-mnist", ["demo", "lenet300-mnist"])
+      '; did you mean lenet300-mnist?'
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _number(
+    name: str,
+    value: Any,
+    *,
+    zero: bool = False,
+    below: float = math.inf,
+    most: float = math.inf,
+) -> None:
+    """Raises unless `value` is finite, above 0 (or 0 where allowed) and within its upper limit."""
+    upper = f" and below {below:g}" if below < math.inf else ""
+    upper = f" and at most {most:g}" if most < math.inf else upper
+    wanted = f"{name} must be a finite number {'of at least 0' if zero else 'above 0'}{upper}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{wanted}, got {value!r}")
+    low = value >= 0 if zero else value > 0
+    if not (math.isfinite(value) and low and value < below and value <= most):
+        raise ValueError(f"{wanted}, got {value!r}")
+
+
+def _integer(name: str, value: Any, *, least: int) -> None:
+    """Raises unless `value` is an integer of at least `least`."""
+    wanted = f"{name} must be an integer of at least {least}, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(wanted)
+    if value < least:
+        raise ValueError(wanted)
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        hint = near_miss(value, choices) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")

@@ -1,0 +1,139 @@
+"""The runs that have a name."""
+
+import dataclasses
+
+from dessilbi_jax.train.config import TrainConfig, near_miss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named run: what it shows, the command, what to expect, and its configuration.
+
+    Attributes:
+      name: the word after `dessilbi train`.
+      about: the network, the data and the optimizer, in a sentence.
+      command: how to run it.
+      expect: time on two CPU cores and test accuracies, as measured; empty until measured.
+      config: the configuration.
+    """
+
+    name: str
+    about: str
+    command: str
+    expect: str
+    config: TrainConfig
+
+    def __str__(self) -> str:
+        lines = [self.name, f"  {self.about}", f"  {self.command}"]
+        return "\n".join([*lines, f"  {self.expect}"] if self.expect else lines)
+
+
+_DEMO = Preset(
+    name="demo",
+    about="LeNet-300-100 on the handwritten digits that come with the package, to 10 % of the"
+    " weights, SGD with momentum.",
+    command="dessilbi train demo",
+    expect="",
+    config=TrainConfig(
+        network="lenet300",
+        dataset="digits",
+        epochs=40,
+        batch_size=64,
+        learning_rate=0.05,
+        density=0.1,
+    ),
+)
+
+_LENET300 = Preset(
+    name="lenet300-mnist",
+    about="LeNet-300-100 (the paper's LeNet-3) on MNIST, to 5 % of the weights, SGD with momentum.",
+    command="dessilbi train lenet300-mnist --data-dir DIR",
+    expect="",
+    config=TrainConfig(
+        network="lenet300",
+        dataset="mnist",
+        epochs=10,
+        learning_rate=0.05,
+        records_per_epoch=4,
+    ),
+)
+
+_LENET5 = Preset(
+    name="lenet5-mnist",
+    about="LeNet-5 on MNIST: convolutions by filter, dense layers by weight, to 5 % of the"
+    " weights, SGD with momentum.",
+    command="dessilbi train lenet5-mnist --data-dir DIR",
+    expect="",
+    config=TrainConfig(
+        network="lenet5",
+        dataset="mnist",
+        epochs=10,
+        learning_rate=0.02,
+        records_per_epoch=4,
+    ),
+)
+
+_VGG = Preset(
+    name="vgg-small-cifar10",
+    about="A small VGG with batch normalisation on CIFAR-10, to half of the weights by filters,"
+    " SGD with momentum, cosine schedule, crops and flips.",
+    command="dessilbi train vgg-small-cifar10 --data-dir DIR",
+    expect="",
+    config=TrainConfig(
+        network="vgg-small",
+        dataset="cifar10",
+        epochs=20,
+        learning_rate=0.05,
+        schedule="cosine",
+        weight_decay=5e-4,
+        variant="toolbox",
+        density=0.5,
+        augment=True,
+        records_per_epoch=2,
+    ),
+)
+
+_RESNET = Preset(
+    name="resnet-small-cifar10",
+    about="A small residual network on CIFAR-10, to half of the weights by filters, SGD with"
+    " momentum, cosine schedule, crops and flips.",
+    command="dessilbi train resnet-small-cifar10 --data-dir DIR",
+    expect="",
+    config=TrainConfig(
+        network="resnet-small",
+        dataset="cifar10",
+        epochs=20,
+        learning_rate=0.1,
+        schedule="cosine",
+        weight_decay=5e-4,
+        variant="toolbox",
+        density=0.5,
+        augment=True,
+        records_per_epoch=2,
+    ),
+)
+
+PRESETS = {p.name: p for p in (_DEMO, _LENET300, _LENET5, _VGG, _RESNET)}
+
+
+def get_preset(name: str) -> Preset:
+    """Returns the preset of that name.
+
+    Args:
+      name: one of `PRESETS`.
+
+    Raises:
+      ValueError: there is none of that name; the message lists them and suggests the nearest.
+
+    Example:
+      >>> get_preset("demo").config.dataset
+      'digits'
+      >>> get_preset("lenet30-mnist")
+      Traceback (most recent call last):
+      ...
+      ValueError: no preset is named 'lenet30-mnist'; did you mean lenet300-mnist? There are: ...
+    """
+    if name not in PRESETS:
+        hint = near_miss(name, PRESETS) or "."
+        raise ValueError(f"no preset is named {name!r}{hint} There are: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,189 @@
+"""One training step and one evaluation, as jitted functions of plain arrays.
+
+A Flax NNX network is used functionally: its static part once for training and once for
+evaluation (they differ in what batch normalisation does), its parameters and its batch
+statistics as nested dicts whose leaf paths read like `fc1/kernel`.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from dessilbi_jax import data
+
+Tree = Any
+Batch = tuple[jax.Array, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step, and all that a checkpoint holds of it.
+
+    Attributes:
+      step: int32, updates made.
+      params: nested dict of the network's parameters.
+      stats: nested dict of its batch statistics, empty without batch normalisation.
+      opt_state: the optimizer's state.
+      loss_sum: float32, training losses summed since the last record.
+      loss_steps: int32, the number of them.
+      bad_step: int32, the first step whose loss was not finite, -1 if none was.
+    """
+
+    step: jax.Array
+    params: Tree
+    stats: Tree
+    opt_state: optax.OptState
+    loss_sum: jax.Array
+    loss_steps: jax.Array
+    bad_step: jax.Array
+
+
+class Network(NamedTuple):
+    """The static parts of a network and its pixel normalisation.
+
+    Attributes:
+      training: graph definition in training mode.
+      evaluating: graph definition in evaluation mode.
+      mean: float32 [C], subtracted from pixels in [0, 1].
+      std: float32 [C], divided by.
+    """
+
+    training: nnx.GraphDef
+    evaluating: nnx.GraphDef
+    mean: np.ndarray
+    std: np.ndarray
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """Returns float32 images of about zero mean and unit variance from uint8 [N, H, W, C]."""
+        pixels = images.astype(jnp.float32) / 255.0
+        return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def train(self, params: Tree, stats: Tree, inputs: jax.Array) -> tuple[jax.Array, Tree]:
+        """Returns the logits and the new batch statistics, in training mode."""
+        model = nnx.merge(self.training, params, stats)
+        logits = model(inputs)
+        return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def evaluate(self, params: Tree, stats: Tree, inputs: jax.Array) -> jax.Array:
+        """Returns the logits in evaluation mode."""
+        return nnx.merge(self.evaluating, params, stats)(inputs)
+
+
+def split_network(
+    model: nnx.Module, mean: Iterable[float], std: Iterable[float]
+) -> tuple[Network, Tree, Tree]:
+    """Returns the static parts of an NNX model, its parameters and its batch statistics.
+
+    Args:
+      model: holds nothing but `nnx.Param` and `nnx.BatchStat` variables.
+      mean: per channel, of pixels in [0, 1].
+      std: per channel, of pixels in [0, 1].
+    """
+    model.train()
+    training, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    model.eval()
+    evaluating = nnx.graphdef(model)
+    network = Network(
+        training, evaluating, np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    )
+    return network, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def first_state(params: Tree, stats: Tree, tx: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step."""
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        stats=stats,
+        opt_state=tx.init(params),
+        loss_sum=jnp.float32(0),
+        loss_steps=jnp.int32(0),
+        bad_step=jnp.int32(-1),
+    )
+
+
+def make_step(
+    network: Network, tx: optax.GradientTransformation, *, seed: int, augment: bool
+) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
+    """Returns `step(state, images, labels, order) -> state`, jitted; the old state is donated.
+
+    `images` uint8 [N, H, W, C] and `labels` int32 [N] are the whole training set, on the device;
+    `order` int32 [steps, batch] has the rows of each batch of this epoch. One jitted call a
+    step: XLA runs convolutions several times slower inside a scan on the CPU. Augmentation
+    depends on (seed, step) alone, so that a resumed run sees the same images.
+    """
+
+    def loss_fn(params: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Tree]:
+        logits, stats = network.train(params, stats, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), stats
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(
+        state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array
+    ) -> TrainState:
+        rows = order[state.step % order.shape[0]]
+        x, y = network.normalise(images[rows]), labels[rows]
+        if augment:
+            x = data.augment(jax.random.fold_in(jax.random.key(seed), state.step), x)
+        (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, state.stats, x, y
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
+        return TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            stats=stats,
+            opt_state=opt_state,
+            loss_sum=state.loss_sum + loss,
+            loss_steps=state.loss_steps + 1,
+            bad_step=jnp.where(bad, state.step + 1, state.bad_step),
+        )
+
+    return step
+
+
+def device_batches(images: np.ndarray, labels: np.ndarray, size: int = 500) -> list[Batch]:
+    """Returns the data as device batches of `size` rows, the last one padded with label -1.
+
+    Example:
+      >>> batches = device_batches(np.zeros((7, 8, 8, 1), np.uint8), np.zeros(7, np.int32), 5)
+      >>> [y.tolist() for _, y in batches]
+      [[0, 0, 0, 0, 0], [0, 0, -1, -1, -1]]
+    """
+    pad = -len(labels) % size
+    images = np.concatenate([images, np.zeros((pad, *images.shape[1:]), images.dtype)])
+    labels = np.concatenate([labels, np.full(pad, -1, labels.dtype)])
+    return [
+        (jnp.asarray(images[i : i + size]), jnp.asarray(labels[i : i + size]))
+        for i in range(0, len(labels), size)
+    ]
+
+
+def make_evaluate(network: Network) -> Callable[[Tree, Tree, list[Batch]], tuple[float, float]]:
+    """Returns `evaluate(params, stats, batches) -> (accuracy, mean loss)`, exact on all rows.
+
+    Rows of label -1 are padding and count nothing.
+    """
+
+    @jax.jit
+    def count(
+        params: Tree, stats: Tree, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits = network.evaluate(params, stats, network.normalise(images))
+        real = labels >= 0
+        right = (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels) & real
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        return right.sum(), jnp.where(real, losses, 0.0).sum(), real.sum()
+
+    def evaluate(params: Tree, stats: Tree, batches: list[Batch]) -> tuple[float, float]:
+        counts = jax.device_get([count(params, stats, x, y) for x, y in batches])
+        right, loss, rows = (sum(float(c[i]) for c in counts) for i in range(3))
+        return right / rows, loss / rows
+
+    return evaluate
