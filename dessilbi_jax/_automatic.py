@@ -247,7 +247,7 @@ def estimate(
         final = level_after(left * kept_speed(decay, left), density)
         middle = jnp.floor(jnp.asarray(target.step) / 2).astype(jnp.int32)
         to_middle = clock(count, middle)
-        before = count < middle
+        before = count <= middle
         half = level_after(
             to_middle * kept_speed(decay, to_middle), HALF_WAY * density, before
         )

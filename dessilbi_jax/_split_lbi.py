@@ -4,19 +4,35 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dessilbi_jax import _automatic as automatic
+from dessilbi_jax import _order as order
 from dessilbi_jax.prox import Penalty, Shrink, apply_shrink
 from dessilbi_jax.state import SplitLBIState, check_state, shrink_leaves, shrink_trees
 from dessilbi_jax.structure import LeafGroups, StructureLike, as_structure, resolve
 
 ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
 Lam: TypeAlias = ScalarOrSchedule | Literal["auto"] | None
+
+
+class SplitLBI(NamedTuple):
+    """The three pure functions that DessiLBI is made of.
+
+    Attributes:
+        init: parameters → state.
+        couple: (updates, state, parameters) → updates with (W − Γ)/ν added.
+        advance: (state, parameters, read_before) → state with V and Γ one step on. Arrays of
+            `read_before`, a tree like the parameters, are written before V is overwritten.
+    """
+
+    init: Callable[[Any], SplitLBIState]
+    couple: Callable[[Any, SplitLBIState, Any], Any]
+    advance: Callable[..., SplitLBIState]
 
 
 def split_lbi(
@@ -32,8 +48,8 @@ def split_lbi(
     steps: Any,
     at: Any,
     finished: bool,
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation; `finished` says that updates are already steps of W."""
+) -> SplitLBI:
+    """The parts of the transformation; `finished` says that updates are already steps of W."""
     structure = as_structure(structure)
     if not callable(learning_rate):
         check_number("learning_rate", learning_rate)
@@ -50,11 +66,17 @@ def split_lbi(
             "lam is missing: give a number, a schedule, 'auto' with density= and steps=, or a "
             "lam in every rule; dl.calibrate suggests a number"
         )
+    if penalty is not None and not isinstance(penalty, Penalty):
+        raise TypeError(
+            f"penalty must be made by dl.group_lasso, dl.sparse_group_lasso or dl.elastic_net, "
+            f"got {penalty!r}"
+        )
     default_penalty = Penalty() if penalty is None else penalty
 
-    def lam_at(count: jax.Array) -> jax.Array:
+    def lam_at(count: jax.Array) -> Any:
+        # As it was given: float64 leaves are thresholded at that, only the state rounds it.
         value = lam(count) if callable(lam) else lam
-        return jnp.asarray(jnp.inf if auto or value is None else value, jnp.float32)
+        return jnp.inf if auto or value is None else value
 
     def leaf_lam(leaf: LeafGroups, lam: Any) -> Any:
         return lam if leaf.lam is None else leaf.lam
@@ -78,45 +100,69 @@ def split_lbi(
             v=jax.tree.unflatten(treedef, v),
             gamma=() if lean else jax.tree.unflatten(treedef, gamma),
             shrink=shrink_trees(treedef, shrink),
-            lam=lam0,
+            lam=jnp.asarray(lam0, jnp.float32),
             skipped=jnp.zeros([], jnp.int32),
             auto=automatic.init(structured) if auto else (),
         )
 
-    def update(
-        updates: optax.Updates, state: SplitLBIState, params: optax.Params | None = None, **_: Any
-    ) -> tuple[optax.Updates, SplitLBIState]:
+    def rebuilt(leaf: LeafGroups, v: jax.Array, shrink: Shrink, gamma: jax.Array) -> jax.Array:
+        # Where nothing fuses across results, rebuilding Γ is cheaper than reading it.
+        return apply_shrink(v, shrink) if lean or order.matters() else gamma
+
+    def leaves_of(
+        state: SplitLBIState, params: optax.Params
+    ) -> tuple[list[LeafGroups], Any, list[jax.Array], list[jax.Array], list[Shrink], list[Any]]:
         if params is None:
             raise ValueError(
                 "DessiLBI needs the parameters: call tx.update(updates, state, params)"
             )
         groups = resolve(structure, params)
         treedef = jax.tree.structure(params)
-        check_state(groups, treedef, state, lean)
-        w = treedef.flatten_up_to(params)
+        check_state(groups, treedef, state, lean, auto)
+        gamma = [None] * len(groups) if lean else treedef.flatten_up_to(state.gamma)
+        return (
+            groups, treedef, treedef.flatten_up_to(params), treedef.flatten_up_to(state.v),
+            shrink_leaves(treedef, state.shrink), gamma,
+        )  # fmt: skip
+
+    def rate_at(state: SplitLBIState) -> Any:
+        return learning_rate(state.count) if callable(learning_rate) else learning_rate
+
+    def couple(
+        updates: optax.Updates, state: SplitLBIState, params: optax.Params
+    ) -> optax.Updates:
+        groups, treedef, w, v, shrink, gamma = leaves_of(state, params)
+        strength = -rate_at(state) / nu if finished else 1 / nu
         u = treedef.flatten_up_to(updates)
-        v = treedef.flatten_up_to(state.v)
-        shrink = shrink_leaves(treedef, state.shrink)
-        old = v if lean else treedef.flatten_up_to(state.gamma)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        coupling = -rate / nu if finished else 1 / nu
-        pace = rate / (kappa * nu)
+        for i, leaf in enumerate(groups):
+            if leaf.counts is not None:
+                difference = w[i].astype(v[i].dtype) - rebuilt(leaf, v[i], shrink[i], gamma[i])
+                u[i] = (u[i] + _cast(strength, v[i]) * difference).astype(u[i].dtype)
+        return jax.tree.unflatten(treedef, u)
+
+    def advance(
+        state: SplitLBIState, params: optax.Params, read_before: optax.Updates | None = None
+    ) -> SplitLBIState:
+        groups, treedef, w, v, shrink, gamma = leaves_of(state, params)
+        first = [()] * len(v)
+        if read_before is not None:
+            first = [(u,) for u in treedef.flatten_up_to(read_before)]
         open_ = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
         penalties = {i: groups[i].penalty or default_penalty for i in open_}
+        pace = rate_at(state) / (kappa * nu)
         speed: dict[int, jax.Array] = {}
         skipped = state.skipped
         for i in open_:
-            gamma = apply_shrink(v[i], shrink[i]) if lean else old[i]
-            difference = w[i].astype(v[i].dtype) - gamma
-            u[i] = (u[i] + _cast(coupling, v[i]) * difference).astype(u[i].dtype)
-            finite = jnp.isfinite(difference)
-            skipped = skipped + jnp.sum(~finite, dtype=jnp.int32)
-            speed[i] = jnp.where(finite, difference, 0)
-            v[i] = v[i] + _cast(pace, v[i]) * speed[i]
+            here, old = order.apart(w[i], v[i])
+            difference = here.astype(old.dtype) - rebuilt(groups[i], old, shrink[i], gamma[i])
+            speed[i] = jnp.where(jnp.isfinite(difference), difference, 0)
+            # Γ is finite since V is kept so: it is W that can fail.
+            skipped = skipped + _not_finite(w[i])
+            v[i] = old + order.after(_cast(pace, old), *first[i]) * speed[i]
         count = optax.safe_increment(state.count)
         found = state.auto
         new_lam = lam_at(state.count)
-        scale = [1.0] * len(open_)
+        scale: list[Any] = [1.0] * len(open_)
         if target is not None and open_:
             clock = functools.partial(automatic.travel, learning_rate, kappa=kappa, nu=nu)
             new_lam, found = automatic.estimate(
@@ -125,23 +171,24 @@ def split_lbi(
                 [speed[i] for i in open_], count, target, clock,
             )  # fmt: skip
             scale = list(found.scale)
-        new_gamma = list(old)
+        # Γ' takes the place of the old Γ, which nothing may need by then.
+        one = 1.0 if lean else order.after(1.0, *(gamma[i] for i in open_))
         for i, relative in zip(open_, scale, strict=True):
             lam_i = new_lam * relative if auto else leaf_lam(groups[i], new_lam)
             shrink[i] = penalties[i].shrink(v[i], groups[i], lam_i, kappa)
             if not lean:
-                new_gamma[i] = apply_shrink(v[i], shrink[i])
-        return jax.tree.unflatten(treedef, u), SplitLBIState(
+                gamma[i] = _cast(one, v[i]) * apply_shrink(v[i], shrink[i])
+        return SplitLBIState(
             count=count,
             v=jax.tree.unflatten(treedef, v),
-            gamma=() if lean else jax.tree.unflatten(treedef, new_gamma),
+            gamma=() if lean else jax.tree.unflatten(treedef, gamma),
             shrink=shrink_trees(treedef, shrink),
-            lam=new_lam,
+            lam=jnp.asarray(new_lam, jnp.float32),
             skipped=skipped,
             auto=found,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return SplitLBI(init, couple, advance)
 
 
 def check_number(
@@ -163,6 +210,8 @@ def _target(
     given = {"density": density, "group_density": group_density, "steps": steps}
     if not auto:
         extra = [name for name, value in given.items() if value is not None]
+        if isinstance(at, numbers.Number) and at != 1:  # a traced `at` is the default passed on
+            extra.append("at")
         if extra:
             raise TypeError(f"{', '.join(extra)} can only be given together with lam='auto'")
         return None
@@ -197,6 +246,22 @@ def _every_rule_has_lam(structure: Any) -> bool:
 
 def _cast(scalar: Any, like: jax.Array) -> jax.Array:
     return jnp.asarray(scalar, jnp.real(like).dtype)
+
+
+def _not_finite(w: jax.Array) -> jax.Array:
+    """How many entries of W are not finite; they are only counted where there are any.
+
+    A sum of squares tells whether there are: the one reduction that XLA does at the speed of
+    memory on every backend.
+    """
+    (w,) = order.apart(w)
+    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    return jax.lax.cond(
+        jnp.isfinite(jnp.sum(jnp.real(wide * jnp.conj(wide)))),
+        lambda _: jnp.zeros([], jnp.int32),
+        lambda x: jnp.sum(~jnp.isfinite(x), dtype=jnp.int32),
+        w,
+    )
 
 
 def _zeros(leaf: LeafGroups, p: Any) -> jax.Array:

@@ -13,14 +13,16 @@ V needs no gradient, so `add_split_lbi` adds (W − Γ)/ν to whatever passes th
 
 import functools
 import numbers
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dessilbi_jax._split_lbi import Lam, ScalarOrSchedule, check_number, split_lbi
+from dessilbi_jax import _order as order
+from dessilbi_jax._split_lbi import Lam, ScalarOrSchedule, SplitLBI, check_number, split_lbi
 from dessilbi_jax.prox import Penalty
+from dessilbi_jax.state import SplitLBIState
 from dessilbi_jax.structure import StructureLike, filters, leaf_paths
 
 
@@ -88,10 +90,17 @@ def add_split_lbi(
         >>> dl.support(state)["kernel"].tolist()
         [[True, False], [True, False]]
     """
-    return split_lbi(
+    split = split_lbi(
         learning_rate, kappa, nu, lam, structure, lean, penalty,
         density, group_density, steps, at, finished=False,
     )  # fmt: skip
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **_: Any
+    ) -> tuple[optax.Updates, Any]:
+        return split.couple(updates, state, params), split.advance(state, params)
+
+    return optax.GradientTransformationExtraArgs(split.init, update)
 
 
 def wrap(
@@ -122,11 +131,11 @@ def wrap(
     """
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"tx must be an Optax transformation, got {type(tx).__name__}")
-    coupling = split_lbi(
+    split = split_lbi(
         learning_rate, kappa, nu, lam, structure, lean, penalty,
         density, group_density, steps, at, finished=True,
     )  # fmt: skip
-    return optax.with_extra_args_support(optax.chain(tx, coupling))
+    return _around(tx, split, optax.identity())
 
 
 def dessilbi(
@@ -196,27 +205,77 @@ def dessilbi(
         check_number("momentum", momentum, low=0.0, high=1.0, low_allowed=True)
     elif nesterov:
         raise ValueError("nesterov=True needs a momentum")
-    coupling = add_split_lbi(
-        learning_rate, kappa, nu, lam, structure, lean, penalty=penalty, density=density,
-        group_density=group_density, steps=steps, at=at,
+    split = split_lbi(
+        learning_rate, kappa, nu, lam, structure, lean, penalty,
+        density, group_density, steps, at, finished=False,
     )  # fmt: skip
-    trace = []
+    trace = optax.identity()
     if momentum is not None:
-        trace = [optax.trace(momentum, nesterov, accumulator_dtype)]
-    step = [optax.scale_by_learning_rate(learning_rate)]
-    if isinstance(weight_decay, numbers.Number) and weight_decay == 0:
-        decay = unscaled_decay = []
-    else:
+        trace = optax.trace(momentum, nesterov, accumulator_dtype)
+    decay = optax.identity()
+    if not (isinstance(weight_decay, numbers.Number) and weight_decay == 0):
         mask = weight_decay_mask
         if mask is None:
             mask = functools.partial(_decayed, skip="bn" if variant == "toolbox" else None)
-        decay = [optax.add_decayed_weights(weight_decay, mask)]
-        unscaled_decay = [optax.add_decayed_weights(-weight_decay, mask)]
+        sign = -1 if variant == "paper" else 1
+        decay = optax.add_decayed_weights(sign * weight_decay, mask)
     if variant == "paper":
-        links = [coupling, *trace, *step, *unscaled_decay]
-    else:
-        links = [*decay, *trace, coupling, *step]
-    return optax.with_extra_args_support(optax.chain(*links))
+        return _around(optax.identity(), split, trace, learning_rate, decay)
+    return _around(optax.chain(decay, trace), split, optax.identity(), learning_rate)
+
+
+class DessiLBIState(NamedTuple):
+    """State of `dessilbi` and `wrap`: that of the parts around the coupling, and its own."""
+
+    before: Any
+    split: SplitLBIState
+    behind: Any
+    last: Any
+
+
+def _around(
+    before: optax.GradientTransformation,
+    split: SplitLBI,
+    behind: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule | None = None,
+    last: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """chain(before, coupling, behind, −learning_rate, last), with V advanced behind `behind`.
+
+    It computes what `optax.chain` would; but since V moves only after the updates have read it,
+    everything can be written in place (`_order`).
+    """
+    before, behind, last = (
+        optax.with_extra_args_support(tx or optax.identity()) for tx in (before, behind, last)
+    )
+
+    def init(params: optax.Params) -> DessiLBIState:
+        return DessiLBIState(
+            before.init(params), split.init(params), behind.init(params), last.init(params)
+        )
+
+    def update(
+        updates: optax.Updates, state: DessiLBIState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, DessiLBIState]:
+        updates, before_state = before.update(updates, state.before, params, **extra)
+        updates = split.couple(updates, state.split, params)
+        updates, behind_state = behind.update(updates, state.behind, params, **extra)
+        updates = jax.tree.map(lambda u: order.apart(u)[0], updates)
+        split_state = split.advance(state.split, params, updates)
+        rate: Any = -1.0 if learning_rate is None else learning_rate
+        if callable(rate):
+            rate = rate(state.split.count)
+
+        def step(u: jax.Array, v: jax.Array) -> jax.Array:
+            # What has to read W before it is overwritten; a dense leaf has no V.
+            written = [] if v.dtype == bool else [v, split_state.skipped]
+            return order.after(jnp.asarray(-rate, u.dtype), *written) * u
+
+        updates = jax.tree.map(step, updates, split_state.v)
+        updates, last_state = last.update(updates, state.last, params, **extra)
+        return updates, DessiLBIState(before_state, split_state, behind_state, last_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _decayed(params: Any, skip: str | None) -> Any:

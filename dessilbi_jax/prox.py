@@ -51,15 +51,37 @@ def group_sum(x: jax.Array, counts: tuple[int, ...]) -> jax.Array:
     x = jnp.sum(x, axis=whole, keepdims=True)  # keepdims: explicit sharding stays readable
     for axis, (n, c) in enumerate(zip(x.shape, counts, strict=True)):
         if n != c:
-            x = jnp.sum(x.reshape(*x.shape[:axis], c, n // c, *x.shape[axis + 1 :]), axis=axis + 1)
+            x = jnp.sum(_cut(x, axis, c), axis=axis + 1)
     return x
+
+
+def _cut(x: jax.Array, axis: int, pieces: int) -> jax.Array:
+    """An axis cut in two: the pieces and their length.
+
+    Under explicit sharding a sharded axis cannot be cut without saying where the pieces go:
+    they stay on their devices where whole ones lie on each, else the axis is gathered first.
+    """
+    shape = (*x.shape[:axis], pieces, x.shape[axis] // pieces, *x.shape[axis + 1 :])
+    sharding = jax.typeof(x).sharding
+    spec = list(sharding.spec)
+    names = spec[axis]
+    if names is None:
+        return x.reshape(shape)
+    names = names if isinstance(names, tuple) else (names,)
+    if pieces % math.prod(sharding.mesh.shape[name] for name in names):
+        spec[axis] = None
+        return jax.sharding.reshard(x, jax.P(*spec)).reshape(shape)
+    spec.insert(axis + 1, None)
+    return jax.lax.reshape(x, shape, out_sharding=jax.P(*spec))
 
 
 def expand(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """One number a group, made to broadcast against the leaf (axes of length 1 stay so)."""
     for axis, n in enumerate(shape):
         if groups.shape[axis] not in (1, n):
-            groups = jnp.repeat(groups, n // groups.shape[axis], axis=axis)
+            spec = jax.typeof(groups).sharding.spec  # what explicit sharding needs to be told
+            where = {} if spec[axis] is None else {"out_sharding": spec}
+            groups = jnp.repeat(groups, n // groups.shape[axis], axis=axis, **where)
     return groups
 
 
@@ -73,7 +95,7 @@ def group_norm(v: jax.Array, counts: tuple[int, ...]) -> jax.Array:
         [[5.0, 0.0]]
     """
     if counts == v.shape:
-        return jnp.abs(v)
+        return jnp.where(v == 0, 0, jnp.abs(v))
     square = group_sum(jnp.real(v * jnp.conj(v)), counts)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
@@ -231,8 +253,9 @@ def select(v: jax.Array, shrink: Shrink) -> jax.Array:
     The units are the groups, shape `counts`; where the penalty thresholds single elements they
     are the elements, in the leaf's shape.
     """
-    by_group = shrink.strength > 1
     if shrink.threshold.dtype == bool:
-        return by_group
+        return shrink.strength > 1
     by_element = jnp.abs(v) > shrink.threshold
-    return by_element if shrink.strength.dtype == bool else by_element & expand(by_group, v.shape)
+    if shrink.strength.dtype == bool:
+        return by_element
+    return by_element & expand(shrink.strength > 1, v.shape)

@@ -47,21 +47,34 @@ def shrink_trees(treedef: Any, leaves: Sequence[Shrink]) -> Shrink:
 
 
 def check_state(
-    groups: Sequence[LeafGroups], treedef: Any, state: SplitLBIState, lean: bool
+    groups: Sequence[LeafGroups], treedef: Any, state: SplitLBIState, lean: bool, auto: bool
 ) -> None:
     """A state made for another structure is an error at once, not a wrong number later.
 
     Raises:
         ValueError: naming the first leaf that differs.
+        TypeError: for a state of another transformation.
     """
+    if not isinstance(state, SplitLBIState):
+        raise TypeError(
+            f"expected a SplitLBIState, got {type(state).__name__}; give the state that init of "
+            "this same transformation made"
+        )
     hint = "it was made for other parameters or another structure; call init again"
     try:
         v = treedef.flatten_up_to(state.v)
         shrink = shrink_leaves(treedef, state.shrink)
     except ValueError as error:
         raise ValueError(f"the state does not fit the parameters: {hint} ({error})") from None
-    if lean != (isinstance(state.gamma, tuple) and state.gamma == ()):
-        raise ValueError(f"the state was made with lean={not lean}, the transformation is not")
+    # An empty tuple of parameters has an empty tuple for its Γ, lean or not.
+    if groups and lean != (isinstance(state.gamma, tuple) and state.gamma == ()):
+        raise ValueError(
+            f"the state was made with lean={not lean}, the transformation with lean={lean}; call "
+            "init again"
+        )
+    if auto != (state.auto != ()):
+        made = "a given λ" if auto else "lam='auto'"
+        raise ValueError(f"the state was made with {made}, the transformation not; call init again")
     for leaf, value, (strength, _, _) in zip(groups, v, shrink, strict=True):
         expected = "a dense leaf" if leaf.counts is None else f"groups {leaf.counts}"
         got = "a dense leaf"

@@ -395,6 +395,12 @@ def _checked_rule(rule: Any) -> Rule:
     lam = options.get("lam")
     if lam is not None and not (isinstance(lam, int | float) and 0 < lam < float("inf")):
         raise ValueError(f"lam in the rule for {rule[0]!r} must be a positive number, got {lam!r}")
+    penalty = options.get("penalty")
+    if penalty is not None and not hasattr(penalty, "shrink"):
+        raise TypeError(
+            f"penalty in the rule for {rule[0]!r} must be made by dl.group_lasso, "
+            f"dl.sparse_group_lasso or dl.elastic_net, got {penalty!r}"
+        )
     return (rule[0], tuple(spec) if _is_axes(spec) else spec, options)
 
 

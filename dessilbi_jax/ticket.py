@@ -94,10 +94,12 @@ def keep_support(mask: Any) -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, KeepSupportState]:
         if params is None:
             raise ValueError("keep_support needs the parameters: tx.update(updates, state, params)")
-        kept = jax.tree.map(
-            lambda m, u, p: jnp.where(m, u, -p.astype(u.dtype)), state.mask, updates, params
-        )
-        return kept, state
+
+        def zeroing(m: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
+            dtype = jnp.promote_types(u.dtype, p.dtype)  # a rounded −W would not land on 0
+            return jnp.where(m, u.astype(dtype), -p.astype(dtype))
+
+        return jax.tree.map(zeroing, state.mask, updates, params), state
 
     return optax.GradientTransformation(init, update)
 
@@ -141,9 +143,10 @@ def mask_leaves(params: Any, mask: Any) -> list[jax.Array]:
             "both; make it with dl.support(opt_state, params)"
         )
     for (path, p), (_, m) in zip(named, given, strict=True):
-        if p.shape != m.shape or m.dtype != bool:
+        dtype = getattr(m, "dtype", type(m).__name__)
+        if p.shape != jnp.shape(m) or dtype != bool:
             raise ValueError(
-                f"the mask does not fit {path}: got {m.dtype}{list(m.shape)}, expected "
+                f"the mask does not fit {path}: got {dtype}{list(jnp.shape(m))}, expected "
                 f"bool{list(p.shape)}"
             )
     return [m for _, m in given]

@@ -10,9 +10,9 @@ Examples:
     (2, 10)
 """
 
-from dessilbi_jax.models._build import build, names
+from dessilbi_jax.models._build import Network, build, names
 from dessilbi_jax.models.lenet import LeNet5, LeNet300
 from dessilbi_jax.models.resnet import BasicBlock, ResNet
 from dessilbi_jax.models.vgg import VGG
 
-__all__ = ["VGG", "BasicBlock", "LeNet5", "LeNet300", "ResNet", "build", "names"]
+__all__ = ["VGG", "BasicBlock", "LeNet5", "LeNet300", "Network", "ResNet", "build", "names"]

@@ -1,6 +1,7 @@
 """Networks by name: what `models.build` and `models.names` know."""
 
 import difflib
+import numbers
 from collections.abc import Sequence
 
 from flax import nnx
@@ -9,8 +10,10 @@ from dessilbi_jax.models.lenet import LeNet5, LeNet300
 from dessilbi_jax.models.resnet import ResNet
 from dessilbi_jax.models.vgg import VGG
 
+Network = LeNet300 | LeNet5 | ResNet | VGG
+
 # name -> (class, default widths, how many widths: None = one or more, what they are)
-_NETWORKS: dict[str, tuple[type[nnx.Module], tuple[int, ...], int | None, str]] = {
+_NETWORKS: dict[str, tuple[type[Network], tuple[int, ...], int | None, str]] = {
     "lenet300": (LeNet300, (300, 100), None, "units of each hidden layer"),
     "lenet5": (LeNet5, (20, 50, 500), 3, "filters of conv1, filters of conv2, units of fc1"),
     "resnet-small": (ResNet, (16, 32, 64), None, "channels of each stage"),
@@ -30,9 +33,9 @@ def names() -> tuple[str, ...]:
 
 def _positive(value: object, what: str) -> int:
     """`value` as an int; raises unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{what} must be whole numbers of at least 1, got {value!r}")
-    return value
+    return int(value)
 
 
 def build(
@@ -42,7 +45,7 @@ def build(
     classes: int = 10,
     seed: int = 0,
     widths: Sequence[int] | None = None,
-) -> nnx.Module:
+) -> Network:
     """A new network, initialised with He-normal kernels and zero biases from `seed`.
 
     It maps float images [batch, height, width, channels] to logits [batch, classes]. Kernels are

@@ -1,11 +1,38 @@
 """What the networks share: He initialisation, named layers, pooling and the check of the input."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-he_normal = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
-"""Kernels drawn from N(0, 2 / fan_in): He et al. (2015), Eq. 10, not truncated."""
+_BLOCK = 1 << 15
+
+
+def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """A kernel drawn from N(0, 2 / fan_in), not truncated: He et al. (2015), Eq. 10.
+
+    The fan-in is the product of all axes but the last. Numbers are drawn in blocks of one size,
+    because XLA compiles its generator anew for every shape, most of a second each time on a CPU.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> kernel = he_normal(jax.random.key(0), (800, 500), jnp.float32)
+        >>> print(f"{kernel.std():.3f}")
+        0.050
+    """
+    blocks = [
+        jax.random.normal(jax.random.fold_in(key, i), (_BLOCK,), dtype)
+        for i in range(-(-math.prod(shape) // _BLOCK))
+    ]
+    return _scaled(blocks, math.sqrt(2 / math.prod(shape[:-1])), shape)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _scaled(blocks: list[jax.Array], scale: float, shape: tuple[int, ...]) -> jax.Array:
+    """The first numbers of `blocks` times `scale`, in the given shape."""
+    return (jnp.concatenate(blocks)[: math.prod(shape)] * scale).reshape(shape)
 
 
 def dense(fan_in: int, units: int, *, rngs: nnx.Rngs) -> nnx.Linear:

@@ -83,9 +83,9 @@ class ResNet(nnx.Module):
         self.input_shape = input_shape
         self.conv1 = _common.conv(input_shape[2], widths[0], 3, use_bias=False, rngs=rngs)
         self.bn1 = _common.batch_norm(widths[0], rngs=rngs)
-        self.block_names = [
+        self.block_names = tuple(
             f"stage{s}_block{b}" for s in range(1, len(widths) + 1) for b in range(1, blocks + 1)
-        ]
+        )
         channels = widths[0]
         for i, name in enumerate(self.block_names):
             stage, first_of_stage = i // blocks, i % blocks == 0

@@ -11,7 +11,7 @@ class VGG(nnx.Module):
 
     Convolutions 2, 4, 6, … are followed by 2x2 max pooling, as long as an image of more than one
     pixel is left; the mean over what remains of the image goes to the classifier. With the
-    default widths: 288,746 parameters at 32x32x3 and ten classes, and 38 million multiplications
+    default widths: 288,746 parameters at 32x32x3 and ten classes, and 39 million multiplications
     an image. Layers are named `conv1`, `bn1`, …, `fc`; the convolutions have no bias, because
     the normalisation would cancel it.
 

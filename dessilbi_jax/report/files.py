@@ -25,9 +25,20 @@ METRICS = (
     "seconds",
 )
 _REQUIRED = ("step", "epoch")
-_LAYER = {"name": str, "shape": list, "groups": int, "selected_groups": int, "density": float}
-_RESULT = {"test_accuracy": float, "test_projected_accuracy": float, "density": float}
-_RESULT |= {"parameters": int, "layers": list}
+_LAYER: Mapping[str, type] = {
+    "name": str,
+    "shape": list,
+    "groups": int,
+    "selected_groups": int,
+    "density": float,
+}
+_RESULT: Mapping[str, type] = {
+    "test_accuracy": float,
+    "test_projected_accuracy": float,
+    "density": float,
+    "parameters": int,
+    "layers": list,
+}
 _KINDS = {str: "a string", list: "a list", int: "a whole number", float: "a number"}
 
 
@@ -166,13 +177,18 @@ def read_norms(file: Path) -> Norms | None:
     if not file.exists():
         return None
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here, because np.load leaves a file it cannot read open.
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} is truncated or not a NumPy archive ({error})") from None
     if "steps" not in arrays:
         raise ValueError(f"{file}: the array 'steps' is missing, it holds {sorted(arrays)}")
-    steps, leaves = arrays["steps"], []
+    steps = arrays["steps"]
+    leaves: list[LeafNorms] = []
     while f"leaf_{len(leaves)}_name" in arrays:
         prefix = f"leaf_{len(leaves)}_"
         try:
@@ -191,19 +207,19 @@ def read_norms(file: Path) -> Norms | None:
 
 
 def read_path(file: Path) -> tuple[SolutionPath | None, tuple[str, ...]]:
-    """Returns the solution path (None where there is none, or none recorded) and the warnings.
+    """Returns the solution path (None where there is none, or nothing in it) and the warnings.
 
     A warning of `SolutionPath.load`, as when the previous good file had to serve, is given again
     and returned, so that the page can say it too. Raises ValueError naming a file beyond repair.
     """
-    if not file.exists():
-        return None, ()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        path = SolutionPath.load(file)
+        try:
+            path = SolutionPath.load(file)
+        except FileNotFoundError:
+            return None, ()
+    caught = [warning for warning in caught if issubclass(warning.category, UserWarning)]
     for warning in caught:
-        warnings.warn_explicit(
-            warning.message, warning.category, warning.filename, warning.lineno
-        )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     notes = tuple(str(warning.message) for warning in caught)
     return (path if path.steps.size else None), notes

@@ -79,7 +79,7 @@ def figure(picture: Picture, caption: str) -> str:
     """Returns a picture with its alternative text and the caption that tells how to read it."""
     uri = style.data_uri(picture.figure)
     return (
-        f'<figure><img src="{uri}" alt="{escape(picture.alt)}">\n'
+        f'<figure><div class="wide"><img src="{uri}" alt="{escape(picture.alt)}"></div>\n'
         f"<figcaption>{escape((caption + ' ' + picture.remark).strip())}</figcaption></figure>"
     )
 

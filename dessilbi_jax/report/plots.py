@@ -5,7 +5,7 @@ the values at its end. None is returned where the run has nothing to draw yet.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -25,12 +25,14 @@ from dessilbi_jax.report.text import count, percent
 WIDTH = 9.4  # inches, the width of the page's column
 PANELS = 16  # leaves drawn one by one; the caption says which are left out
 TILES = 512  # leaves of up to so many groups are drawn group by group
+_BARS = 60  # bars of a histogram, at most about
+_BAR = 0.12  # inches, height of a colour bar
 _LINES = 8  # leaves drawn as curves; more of them become rows of a heat map
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, its alternative text, and what its caption must add for this run ('' if nothing)."""
+    """A figure, its alternative text, and what its caption must add for this run (or nothing)."""
 
     figure: Figure
     alt: str
@@ -51,6 +53,12 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, **options: Any) -> None:
     known = np.isfinite(x) & np.isfinite(y)
     marker = "o" if known.sum() == 1 else ""
     axes.plot(x[known], y[known], marker=marker, markersize=5, **options)
+
+
+def _end(x: np.ndarray) -> float:
+    """Returns where an axis that starts at 0 and shows all of `x` ends."""
+    margin = 1.02 if x.size > 1 else 1.25
+    return margin * float(x[-1]) if x[-1] > 0 else 1.0
 
 
 def _percent_axis(axes: Axes) -> None:
@@ -86,11 +94,12 @@ def curves(run: Run) -> Picture | None:
             label = f"asked, {percent(run.asked_density)}"
             right.axhline(run.asked_density, color=style.ASKED, lw=1.2, ls=":", label=label)
         right.set(title="Density: share of the structured weights", xlabel="epoch")
+        left.set_xlim(0, _end(epoch))
         left.set_ylim(top=min(left.get_ylim()[1], 1.02))
         right.set_ylim(bottom=0, top=max(right.get_ylim()[1], 1e-3))
         for axes in (left, right):
             _percent_axis(axes)
-            axes.legend(loc="lower right")
+            axes.legend(loc="best")
     alt = (
         f"Two line charts against epochs, up to epoch {run.last('epoch'):g}. Left: accuracy on "
         f"held-out data, at the last record {percent(dense)} for the dense and "
@@ -119,7 +128,9 @@ def layer_density(run: Run) -> Picture | None:
     kind = "Line chart" if len(layers) <= _LINES else "Heat map, one row for each leaf"
     ends = ", ".join(f"{name} {percent(float(values[-1]))}" for name, values in layers.items())
     remark = "" if len(layers) <= _LINES else "Each row is a layer; darker cells are denser. "
-    return Picture(figure, f"{kind}: density by layer against {unit}s. At the end: {ends}.", remark)
+    return Picture(
+        figure, f"{kind}: density by layer against {unit}s. At the last record: {ends}.", remark
+    )
 
 
 def _layer_curves(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> Figure:
@@ -127,9 +138,10 @@ def _layer_curves(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> Fi
     axes = figure.subplots()
     for i, (name, values) in enumerate(layers.items()):
         dash = style.DASHES[i % len(style.DASHES)]
-        label = f"{name}, {percent(float(values[-1]))} at the end"
+        label = f" {name}  {percent(float(values[-1]))}"  # a leading _ would hide it
         _line(axes, x, np.asarray(values), color=style.LINES[i], linestyle=dash, label=label)
-    axes.set(xlabel=unit, title="Density of each layer")
+    axes.set(xlabel=unit, title="Density of each layer, and its last value")
+    axes.set_xlim(0, _end(x))
     axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1e-3))
     _percent_axis(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6)
@@ -152,7 +164,7 @@ def _layer_heat_map(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> 
     axes.grid(False)
     axes.set(xlabel=unit, title="Density of each layer")
     bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=30)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
     return figure
 
@@ -162,12 +174,19 @@ def _scale(first: float, last: float) -> ScalarMappable:
     return ScalarMappable(Normalize(first, max(last, first + 1)), style.entry_colours())
 
 
-def _entry_bar(figure: Figure, axes: Any, scale: ScalarMappable) -> None:
-    bar = figure.colorbar(scale, ax=axes, location="top", aspect=70, fraction=0.02, pad=0.01)
-    bar.set_label("step at which a group entered", loc="left")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+def _entry_bar(figure: Figure, axes: Axes, scale: ScalarMappable) -> None:
+    bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
+    axes.set_title("step at which a group entered", fontsize=9)
+    bar.outline.set_visible(False)
     bar.locator = MaxNLocator(8, integer=True)
     bar.update_ticks()
+
+
+def _panel_title(name: str, symbol: str, across: int) -> str:
+    """Returns the title of a norm panel; long paths lose their middle where panels are narrow."""
+    if across > 1 and len(name) > 24:
+        name = f"{name[:8]}…{name[-14:]}"
+    return f"{name}  ‖{symbol}‖"
 
 
 def _left_out(names: Sequence[str], what: str) -> str:
@@ -191,18 +210,20 @@ def solution_path(run: Run) -> Picture | None:
     with style.context():
         height = (1.75 if across == 1 else 1.55) * down + 0.75
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        grid = figure.subplots(down, 2 * across, sharex=True, squeeze=False)
-        for panel in grid.flat[2 * len(leaves) :]:
-            panel.set_visible(False)
+        ratios = [_BAR, *[(height - _BAR) / down] * down]
+        grid = figure.add_gridspec(down + 1, 2 * across, height_ratios=ratios)
         for i, leaf in enumerate(leaves):
-            pair = grid.flat[2 * i : 2 * i + 2]
-            for axes, values, symbol in zip(pair, (leaf.w, leaf.gamma), "WΓ", strict=True):
+            row, first = 1 + i // across, 2 * (i % across)
+            for side, (values, symbol) in enumerate(((leaf.w, "W"), (leaf.gamma, "Γ"))):
+                axes = figure.add_subplot(grid[row, first + side])
                 _norm_panel(axes, norms.steps, leaf, values, scale)
-                axes.set_title(f"{leaf.name}:  ‖{symbol}‖" if across == 1 else f"{leaf.name} {symbol}")
-        for axes in grid[-1]:
-            axes.set_xlabel("step")
+                axes.set_title(_panel_title(leaf.name, symbol, across))
+                if i >= len(leaves) - across:  # nothing below it
+                    axes.set_xlabel("step")
+                else:
+                    axes.tick_params(labelbottom=False)
         if any(e.any() for e in entered):
-            _entry_bar(figure, grid, scale)
+            _entry_bar(figure, figure.add_subplot(grid[0, :]), scale)
     ends = ", ".join(
         f"{leaf.name} {e.sum()} of {e.size}" for leaf, e in zip(leaves, entered, strict=True)
     )
@@ -230,12 +251,11 @@ def _norm_panel(
             colour, line = scale.to_rgba(steps[entry[g]]), slice(entry[g], None)
             axes.plot(steps[line], values[line, g], color=colour, linewidth=1.1, zorder=3)
     if steps.size == 1:
-        colours = [style.WAITING if e < 0 else scale.to_rgba(steps[e]) for e in entry]
+        colours = np.where(entry[:, None] < 0, to_rgba(style.WAITING), scale.to_rgba(steps[0]))
         axes.scatter(np.full(entry.size, steps[0]), values[0], c=colours, s=8, zorder=3)
     top = float(np.nanmax(values, initial=0.0))
     axes.set_ylim(0, 1.05 * top if np.isfinite(top) and top > 0 else 1.0)
-    margin = max((steps[-1] - steps[0]) * 0.01, 0.5)
-    axes.set_xlim(steps[0] - margin, steps[-1] + margin)
+    axes.set_xlim(0, _end(steps))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
 
@@ -251,20 +271,23 @@ def entry_times(run: Run) -> Picture | None:
     steps = np.asarray(run.path.steps)
     shown = list(entries.items())[:PANELS]
     scale = _scale(float(steps[0]), float(steps[-1]))
-    rows = [math.ceil(e.size / _columns(e.size)) if e.size <= TILES else 0 for _, e in shown]
-    heights = [0.5 + 0.17 * r if r else 1.35 for r in rows]
+    columns = _columns(e for _, e in shown)
+    rows = [math.ceil(e.size / columns) if e.size <= TILES else 0 for _, e in shown]
+    heights = [0.3 + 0.95 * WIDTH / columns * r if r else 1.35 for r in rows]
     with style.context():
-        figure = Figure(figsize=(WIDTH, 0.6 + sum(heights)), layout="constrained")
-        grid = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+        figure = Figure(figsize=(WIDTH, 0.75 + sum(heights)), layout="constrained")
+        bar, *grid = figure.subplots(len(shown) + 1, 1, height_ratios=[_BAR, *heights])
         for axes, (name, entry), tiled in zip(grid, shown, rows, strict=True):
             waiting = int((entry < 0).sum())
             axes.set_title(f"{name}: {count(entry.size - waiting)} of {count(entry.size)} entered")
             if tiled:
-                _tiles(axes, entry, scale)
+                _tiles(axes, entry, scale, columns)
             else:
                 _histogram(axes, entry, steps, scale)
         if any((e >= 0).any() for _, e in shown):
-            _entry_bar(figure, list(grid), scale)
+            _entry_bar(figure, bar, scale)
+        else:
+            bar.set_visible(False)
     ends = "; ".join(_entry_words(name, entry) for name, entry in shown)
     remark = _left_out(list(entries), "layers")
     return Picture(figure, f"Entry times of the groups, layer by layer. {ends}.", remark)
@@ -279,33 +302,37 @@ def _entry_words(name: str, entry: np.ndarray) -> str:
     return f"{words}, the first at step {count(first)}, half of them by step {count(middle)}"
 
 
-def _columns(groups: int) -> int:
-    return min(groups, 64)
+def _columns(entries: Iterable[np.ndarray]) -> int:
+    """Returns the tiles in a full row: few large ones where all leaves are small."""
+    return 32 if max((e.size for e in entries if e.size <= TILES), default=0) <= 64 else 64
 
 
-def _tiles(axes: Axes, entry: np.ndarray, scale: ScalarMappable) -> None:
+def _tiles(axes: Axes, entry: np.ndarray, scale: ScalarMappable, columns: int) -> None:
     """Draws one tile a group in the order of the leaf, coloured by its time of entry."""
-    columns = _columns(entry.size)
     down = math.ceil(entry.size / columns)
-    colours = np.ones((down * columns, 4))
+    colours = np.zeros((down * columns, 4))
     colours[: entry.size] = scale.to_rgba(entry)
-    colours[: entry.size][entry < 0] = (*(int(style.WAITING[i : i + 2], 16) / 255 for i in (1, 3, 5)), 0.45)
-    colours[entry.size :, 3] = 0.0
-    axes.pcolormesh(colours.reshape(down, columns, 4), edgecolors="white", linewidth=1.2)
-    axes.set_xlim(0, _columns(TILES))
+    colours[: entry.size][entry < 0] = to_rgba(style.WAITING, 0.45)
+    mesh = axes.pcolormesh(colours.reshape(down, columns, 4), linewidth=1.2)
+    blank = down * columns - entry.size
+    mesh.set_edgecolor([style.PAPER] * entry.size + ["none"] * blank)
+    axes.set_xlim(0, columns)
+    axes.set_aspect("equal", anchor="NW")
     axes.invert_yaxis()
     axes.set_axis_off()
 
 
 def _histogram(axes: Axes, entry: np.ndarray, steps: np.ndarray, scale: ScalarMappable) -> None:
-    """Draws how many groups entered in each of up to 60 equal spans of the run."""
-    entered = entry[entry >= 0]
-    low, high = float(steps[0]), float(max(steps[-1], steps[0] + 1))
-    bins = np.linspace(low, high, min(60, max(steps.size, 8)) + 1)
-    heights, _ = np.histogram(entered, bins)
-    centres, width = (bins[1:] + bins[:-1]) / 2, bins[1] - bins[0]
-    axes.bar(centres, heights, 0.92 * width, color=scale.to_rgba(centres))
-    axes.set_xlim(low, high)
+    """Draws how many groups entered between one record and the next, up to about 60 bars."""
+    stride = math.ceil(steps.size / _BARS)
+    ends = steps[::-1][::stride][::-1].astype(np.float64)
+    starts = np.concatenate([[0.0], ends[:-1]])
+    edges = np.concatenate([starts[:1], ends]) + 0.5  # a group entered at a step counts before it
+    heights, _ = np.histogram(entry[entry >= 0], edges)
+    axes.bar(
+        starts, heights, ends - starts, align="edge", color=scale.to_rgba(ends), ec=style.PAPER
+    )
+    axes.set_xlim(0, ends[-1])
     axes.set_ylim(0, max(1.0, 1.08 * heights.max()))
     axes.set_ylabel("groups")
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))

@@ -94,6 +94,14 @@ class Run:
         return float(asked) if known else math.nan  # type: ignore[arg-type]
 
     @property
+    def parameters(self) -> int:
+        """Number of parameters of the network, 0 while no path is there to tell."""
+        if self.result:
+            return int(self.result["parameters"])
+        shapes = self.path.shapes.values() if self.path else ()
+        return sum(math.prod(shape) for shape in shapes)
+
+    @property
     def lam_is_auto(self) -> bool:
         """Whether λ was estimated inside the run."""
         return self.settings.get("lam") == "auto"

@@ -11,7 +11,7 @@ from dessilbi_jax.report import plots
 from dessilbi_jax.report.page import Section, figure, paragraph, settings, table
 from dessilbi_jax.report.plots import Picture
 from dessilbi_jax.report.run import Run
-from dessilbi_jax.report.text import count, duration, escape, number, percent, setting
+from dessilbi_jax.report.text import count, duration, escape, number, percent, setting, signed
 
 _NO_PATH = "No path has been saved yet: path.npz is written at the end of each epoch."
 
@@ -20,10 +20,9 @@ def lead(run: Run) -> str:
     """Returns the opening of the page: what came out, in a sentence or two, as HTML."""
     if run.result:
         words = (
-            f"The dense network classifies {percent(run.result['test_accuracy'])} of the test "
-            f"images correctly; its projection onto the {percent(run.density)} of the structured "
-            f"weights that were selected, without any retraining, "
-            f"{percent(run.result['test_projected_accuracy'])}."
+            f"The dense network is right on {percent(run.result['test_accuracy'])} of the test "
+            f"images. With only the selected {percent(run.density)} of its structured weights, "
+            f"and no retraining, it is right on {percent(run.result['test_projected_accuracy'])}."
         )
         html = paragraph(words, "lead")
     elif run.records:
@@ -47,31 +46,32 @@ def figures(run: Run) -> Section | None:
     else:
         dense, projected = run.last("accuracy"), run.last("projected_accuracy")
         where = "held-out images"
+    reached = "Density reached" if run.finished else "Density so far"
     lost = 100 * (projected - dense)
-    aside = f"{where}, no retraining" + (f"; {lost:+.2f} points" if math.isfinite(lost) else "")
+    aside = f"{where}, no retraining" + (f"; {signed(lost)} points" if math.isfinite(lost) else "")
     cards = [
         ("dense", "Dense accuracy", percent(dense), where),
         ("projected", "Projected accuracy", percent(projected), aside),
-        ("projected", "Density reached", percent(run.density), _asked(run)),
+        ("projected", reached, percent(run.density), _asked(run)),
     ]
     kept = _kept(run)
     if kept:
         cards.append(("dense", *kept))
     cells = "".join(
         f'<div class="{kind}"><dt>{escape(name)}</dt><dd><span class="value">{escape(value)}</span>'
-        f'<br><span class="aside">{escape(aside)}</span></dd></div>'
+        f'<span class="aside">{escape(aside)}</span></dd></div>'
         for kind, name, value, aside in cards
     )
-    return Section("figures", "Figures", f'<dl class="figures">{cells}</dl>')
+    return Section("figures", "Headline figures", f'<dl class="figures">{cells}</dl>')
 
 
 def _asked(run: Run) -> str:
     asked, reached = run.asked_density, run.density
     if not math.isfinite(asked):
         return "of the structured weights; none was asked, λ was given"
-    words = f"of the structured weights; {percent(asked)} asked"
-    if math.isfinite(reached) and asked > 0:
-        words += f", reached {reached / asked:.2f} of it"
+    words = f"of the structured weights; {percent(asked)} was asked"
+    if run.finished and asked > 0:
+        words += f", this is {reached / asked:.2f} times that"
     return words
 
 
@@ -82,12 +82,11 @@ def _kept(run: Run) -> tuple[str, str, str] | None:
         return None
     selected = sum(layer.selected_weights for layer in layers)
     weights = sum(layer.weights for layer in layers)
-    if not run.result:
-        return "Weights kept", count(selected), f"of {count(weights)} structured weights"
-    total = run.result["parameters"]
-    dense = total - weights
-    note = f"of {count(total)}: {count(selected)} selected weights"
+    dense = run.parameters - weights
+    note = f"of {count(run.parameters)}: {count(selected)} selected weights"
     note += f" and {count(dense)} parameters without structure" if dense else ""
+    if not run.result and run.path is not None:
+        note += f", at step {count(run.path.steps[-1])}"
     return "Parameters kept", count(selected + dense), note
 
 
@@ -102,8 +101,8 @@ def solution_path(run: Run) -> Section:
         return Section("path", title, paragraph(words))
     caption = (
         "One curve for each sampled group. A curve is grey until its group enters, that is, until "
-        "its Γ leaves zero; from then on its colour says when it entered, dark for early. "
-        "Groups that matter enter first."
+        "its Γ leaves zero; from then on its colour says when it entered, dark for "
+        "early and light for late."
     )
     return Section("path", title, figure(picture, caption))
 
@@ -123,8 +122,8 @@ def curves(run: Run) -> Section:
 def layers(run: Run) -> Section:
     """Density by layer, over time and in a final table."""
     caption = (
-        "The share of each layer's weights that is selected. Layers that fill early and far are "
-        "those the network can least do without."
+        "The share of each layer's weights that is selected. A curve that rises early belongs to "
+        "a layer whose groups were selected before those of the others."
     )
     body = _figure_or(plots.layer_density(run), caption, _NO_PATH)
     rows = run.layers()
@@ -165,8 +164,8 @@ def entry_times(run: Run) -> Section:
     """Which groups entered when, layer by layer."""
     caption = (
         "Each tile is one group (a filter, a unit) in the order of its layer, coloured by the step "
-        "at which it entered and pale grey if it never did; layers of many groups are shown as a "
-        "histogram of their entry times."
+        "at which it entered and pale grey if it never did. For layers of many groups, bars count "
+        "those that entered between one record and the next."
     )
     body = _figure_or(plots.entry_times(run), caption, _NO_PATH)
     return Section("entry", "Groups by entry time", body)

@@ -5,6 +5,7 @@ times of entry are shown on matplotlib's viridis without its yellow end, which w
 """
 
 import io
+import warnings
 from base64 import b64encode
 from typing import Any
 
@@ -25,7 +26,7 @@ ASKED = "#5b6470"
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A6A53")
 DASHES = ("-", "--", "-.", ":")
 
-_RC = {
+_RC: Any = {
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -52,7 +53,7 @@ _RC = {
     "savefig.facecolor": "none",
     "svg.fonttype": "path",  # outlines: the same picture on machines without the font
     "svg.hashsalt": "dessilbi_jax",  # the same run gives the same bytes
-    "path.simplify": True,
+    "text.parse_math": False,  # a leaf may have a $ in its name
 }
 
 CSS = f"""
@@ -72,7 +73,7 @@ p {{ margin: 0 0 1rem; max-width: 44rem; text-wrap: pretty; }}
 .lead {{ font-size: 1.1875rem; line-height: 1.55; }}
 nav {{ font-size: .875rem; margin: 1.5rem 0 0; padding: .75rem 0; border: solid var(--rule);
   border-width: 1px 0; }}
-nav ul {{ list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; margin: 0;
+nav ul {{ list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1.2rem; margin: 0;
   padding: 0; }}
 a {{ color: #00568a; text-underline-offset: .15em; }}
 a:focus-visible {{ outline: 2px solid var(--dense); outline-offset: 3px; }}
@@ -86,16 +87,17 @@ section {{ margin-top: 3rem; }}
 .figures > .projected {{ border-color: var(--projected); }}
 .figures dt {{ font-size: .875rem; color: var(--muted); }}
 .figures dd {{ margin: 0; }}
-.figures .value {{ font-size: 1.875rem; line-height: 1.25; font-weight: 600;
+.figures .value {{ display: block; font-size: 1.875rem; line-height: 1.25; font-weight: 600;
   font-variant-numeric: tabular-nums; white-space: nowrap; }}
-.figures .aside {{ font-size: .8125rem; line-height: 1.45; color: var(--muted); }}
+.figures .aside {{ display: block; font-size: .8125rem; line-height: 1.45; color: var(--muted); }}
 figure {{ margin: 1.25rem 0 0; }}
-figure img {{ display: block; width: 100%; height: auto; }}
+figure img {{ display: block; width: 100%; min-width: 38rem; height: auto; }}
+figure .wide {{ margin: 0; }}
 figcaption {{ font-size: .9375rem; line-height: 1.5; color: var(--muted); margin-top: .5rem;
   max-width: 46rem; text-wrap: pretty; }}
 .wide {{ overflow-x: auto; margin: 1.25rem 0 0; }}
-table {{ border-collapse: collapse; font-size: .875rem; line-height: 1.4;
-  font-variant-numeric: tabular-nums; }}
+table {{ border-collapse: collapse; min-width: min(100%, 26rem); font-size: .875rem;
+  line-height: 1.4; font-variant-numeric: tabular-nums; }}
 caption {{ text-align: left; color: var(--muted); padding: 0 0 .5rem; font-size: .9375rem;
   max-width: 46rem; }}
 th, td {{ text-align: left; vertical-align: top; padding: .375rem 1.5rem .375rem 0;
@@ -105,9 +107,6 @@ thead th {{ border-bottom: 1.5px solid var(--muted); white-space: nowrap; }}
 tbody th {{ font-weight: 500; }}
 tfoot td, tfoot th {{ border-bottom: 0; border-top: 1.5px solid var(--muted); font-weight: 600; }}
 .number {{ text-align: right; white-space: nowrap; }}
-.cells {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr));
-  gap: 0 3rem; align-items: start; }}
-.cells table {{ width: 100%; }}
 .settings {{ columns: 2 20rem; column-gap: 3rem; margin: .75rem 0 0; font-size: .875rem; }}
 .settings > div {{ display: flex; justify-content: space-between; gap: 1.5rem;
   padding: .3125rem 0; border-bottom: 1px solid var(--rule); break-inside: avoid; }}
@@ -126,6 +125,7 @@ footer {{ margin-top: 4rem; padding-top: .75rem; border-top: 1px solid var(--rul
   h2 {{ break-after: avoid; }}
   figure, tr, pre, .note, .figures > div {{ break-inside: avoid; }}
   .wide {{ overflow: visible; }}
+  figure img {{ min-width: 0; }}
   .figures {{ grid-template-columns: repeat(4, 1fr); gap: 1rem 1.25rem; }}
   .figures .value {{ font-size: 1.375rem; }}
   a {{ color: inherit; text-decoration: none; }}
@@ -160,6 +160,19 @@ def data_uri(figure: Figure) -> str:
     'data:image/svg+xml;base64,'
     """
     file = io.BytesIO()
-    with context():
+    with context(), warnings.catch_warnings():
+        # A name in a script the font lacks shows as boxes; the page's text has it in full.
+        warnings.filterwarnings("ignore", message="Glyph")
+        _settle(figure)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + b64encode(file.getvalue()).decode("ascii")
+
+
+def _settle(figure: Figure) -> None:
+    """Lays a figure out and rounds what came out: the solver's last digits vary between calls."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = axes.get_position(original=True).bounds
+        axes.set_position((round(left, 4), round(bottom, 4), round(width, 4), round(height, 4)))

@@ -1,4 +1,4 @@
-"""Numbers and values as a report writes them, and the escaping of all text that reaches the page."""
+"""Numbers and values as a report writes them, and the escaping of all text it shows."""
 
 import html
 import json
@@ -17,8 +17,8 @@ def escape(value: object) -> str:
 def percent(fraction: float, digits: int = 2) -> str:
     """Returns a fraction in percent; '–' where it is not known.
 
-    >>> percent(0.0512), percent(float("nan"))
-    ('5.12 %', '–')
+    >>> print(percent(0.0512), percent(float("nan")))
+    5.12 % –
     """
     return f"{100 * fraction:.{digits}f}\N{NO-BREAK SPACE}%" if math.isfinite(fraction) else "–"
 
@@ -39,6 +39,16 @@ def number(value: float) -> str:
     ('0.001235', '128')
     """
     return f"{value:.4g}"
+
+
+def signed(value: float) -> str:
+    """Returns a difference with its sign, to two decimals.
+
+    >>> signed(-4.719), signed(0.5), signed(-0.001)
+    ('−4.72', '+0.50', '0.00')
+    """
+    rounded = round(value, 2)
+    return f"{rounded:+.2f}".replace("-", "−") if rounded else "0.00"
 
 
 def duration(seconds: float) -> str:

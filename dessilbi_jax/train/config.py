@@ -32,47 +32,48 @@ class TrainConfig:
     weights bit for bit.
 
     Attributes:
-      network: name of a network of `dessilbi_jax.models`.
-      dataset: name of a data set of `dessilbi_jax.data`.
-      epochs: passes over the training images, at least 1.
-      batch_size: images a step; an incomplete last batch of an epoch is dropped.
-      widths: widths of the network's layers; None: those of the network's paper.
-      learning_rate: the step that moves the weights W, at the start of the schedule.
-      schedule: "constant", "cosine" (down to 0 at the end), or "step".
-      drop_at: for "step": fractions of the run after which the rate is multiplied by `drop_factor`.
-      drop_factor: for "step": the factor, in (0, 1).
-      optimizer: "sgd" (with `momentum`) or "adam" (coupling after Adam's scaling).
-      momentum: of sgd, in [0, 1); 0 is none. Adam ignores it.
-      nesterov: Nesterov's form of the momentum, sgd only.
-      weight_decay: 0 or more; with sgd as `variant` has it, with adam as AdamW has it.
-      variant: where the coupling stands with sgd: "paper" before the momentum, "toolbox" after.
-      kappa: damping κ of Γ, above 0.
-      nu: coupling ν between W and Γ, above 0; larger is looser.
-      lam: λ as a number above 0, or "auto": set inside the run so that `density` is reached.
-      density: for lam="auto": selected elements over elements of structured leaves, in (0, 1].
-        None with a numeric `lam`.
-      at: for lam="auto": the fraction of the run at which `density` is reached, in (0, 1].
-      structure: what a group is: one of "filters" (convolutions by output filter, dense kernels
-        by weight), "weights", "neurons", "layers", "input_channels", "slices", "rows", "columns".
-      lean: keep no Γ in the state, only what it takes to rebuild it.
-      augment: random crops and horizontal flips of the training images.
-      holdout: fraction of the training images held out for the accuracies of the record, in
-        (0, 0.5]. The test images are used once, at the end.
-      records_per_epoch: records of the solution path in an epoch, besides the early ones.
-      seed: of the initial weights, the held-out images, the order of the batches, augmentation.
+        network: name of a network of `dessilbi_jax.models`.
+        dataset: name of a data set of `dessilbi_jax.data`.
+        epochs: passes over the training images, at least 1.
+        batch_size: images a step; an incomplete last batch of an epoch is dropped.
+        widths: widths of the network's layers; None: those of the network's paper.
+        learning_rate: the step that moves the weights W, at the start of the schedule.
+        schedule: "constant", "cosine" (down to 0 at the end), or "step".
+        drop_at: for "step": fractions of the run after which `drop_factor` multiplies the rate.
+        drop_factor: for "step": the factor, in (0, 1).
+        optimizer: "sgd" (with `momentum`) or "adam" (coupling after Adam's scaling).
+        momentum: of sgd, in [0, 1); 0 is none. Adam ignores it.
+        nesterov: Nesterov's form of the momentum, sgd only.
+        weight_decay: 0 or more; with sgd as `variant` has it, with adam as AdamW has it.
+        variant: where the coupling stands with sgd: "paper" before the momentum, "toolbox" after.
+        kappa: damping κ of Γ, above 0.
+        nu: coupling ν between W and Γ, above 0; larger is looser.
+        lam: λ as a number above 0, or "auto": set inside the run so that `density` is reached.
+        density: for lam="auto": selected elements over elements of structured leaves, in (0, 1].
+            None with a numeric `lam`.
+        at: for lam="auto": the fraction of the run at which `density` is reached, in (0, 1].
+        structure: what a group is: "filters" (convolutions by output filter, dense kernels by
+            weight), "weights", "neurons", "layers", "input_channels", "slices", "rows" or
+            "columns".
+        lean: keep no Γ in the state, only what it takes to rebuild it.
+        augment: random crops and horizontal flips of the training images.
+        holdout: fraction of the training images held out for the accuracies of the record, in
+            (0, 0.5]. The test images are used once, at the end.
+        records_per_epoch: records of the solution path in an epoch, besides the early ones.
+        seed: of the initial weights, the held-out images, the order of the batches, augmentation.
 
     Raises:
-      ValueError: a value is out of its range, not finite, or does not go with another one.
-      TypeError: a value is of the wrong type.
+        ValueError: a value is out of its range, not finite, or does not go with another one.
+        TypeError: a value is of the wrong type.
 
     Example:
-      >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=2)
-      >>> config.nu, config.lam, config.density
-      (100.0, 'auto', 0.05)
-      >>> TrainConfig(network="lenet300", dataset="digits", epochs=2, nu=-1.0)
-      Traceback (most recent call last):
-      ...
-      ValueError: nu must be a finite number above 0, got -1.0
+        >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=2)
+        >>> config.nu, config.lam, config.density
+        (100.0, 'auto', 0.05)
+        >>> TrainConfig(network="lenet300", dataset="digits", epochs=2, nu=-1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: nu must be a finite number above 0, got -1.0
     """
 
     network: str
@@ -88,7 +89,7 @@ class TrainConfig:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    variant: str = "paper"
+    variant: Literal["paper", "toolbox"] = "paper"
     kappa: float = 1.0
     nu: float = 100.0
     lam: float | Literal["auto"] = "auto"
@@ -163,24 +164,27 @@ class TrainConfig:
         """Rebuilds a configuration from `to_json`'s result.
 
         Example:
-          >>> config = TrainConfig(network="lenet5", dataset="mnist", epochs=1, widths=(4, 8, 16))
-          >>> TrainConfig.from_json(config.to_json()) == config
-          True
+            >>> config = TrainConfig(network="lenet5", dataset="mnist", epochs=1, widths=(4, 8, 16))
+            >>> TrainConfig.from_json(config.to_json()) == config
+            True
         """
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = sorted(set(fields) - set(known))
         if unknown:
             raise ValueError(f"unknown fields of a configuration: {', '.join(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return cls(**values)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Returns one line 'name: old value, now new value' for each field that differs.
 
     Example:
-      >>> a = TrainConfig(network="lenet300", dataset="digits", epochs=2)
-      >>> differences(a, dataclasses.replace(a, nu=20.0))
-      ['nu: 100.0, now 20.0']
+        >>> a = TrainConfig(network="lenet300", dataset="digits", epochs=2)
+        >>> differences(a, dataclasses.replace(a, nu=20.0))
+        ['nu: 100.0, now 20.0']
     """
     pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
     return [f"{name}: {a!r}, now {b!r}" for name, a, b in pairs if a != b]
@@ -190,8 +194,8 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     """Returns '; did you mean X?' for the known name nearest to `name`, or ''.
 
     Example:
-      >>> near_miss("lenet30-mnist", ["demo", "lenet300-mnist"])
-      '; did you mean lenet300-mnist?'
+        >>> near_miss("lenet30-mnist", ["demo", "lenet300-mnist"])
+        '; did you mean lenet300-mnist?'
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""

@@ -11,14 +11,14 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of updates already made.
 
     Args:
-      config: its `learning_rate`, `schedule`, `drop_at` and `drop_factor` are used.
-      steps: updates in the whole run.
+        config: its `learning_rate`, `schedule`, `drop_at` and `drop_factor` are used.
+        steps: updates in the whole run.
 
     Example:
-      >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1, schedule="step")
-      >>> rate = make_schedule(config, 100)
-      >>> [round(float(rate(step)), 6) for step in (0, 50, 51, 76)]
-      [0.05, 0.05, 0.005, 0.0005]
+        >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1, schedule="step")
+        >>> rate = make_schedule(config, 100)
+        >>> [round(float(rate(step)), 6) for step in (0, 50, 51, 76)]
+        [0.05, 0.05, 0.005, 0.0005]
     """
     if config.schedule == "cosine":
         return optax.cosine_decay_schedule(config.learning_rate, steps)
@@ -38,13 +38,15 @@ def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformat
     the coupling after Adam's scaling and before the learning rate.
 
     Example:
-      >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1)
-      >>> tx = make_optimizer(config, 100)
-      >>> state = tx.init({"fc1": {"kernel": jax.numpy.ones((4, 3))}})
-      >>> int(dl.get_state(state).count)
-      0
+        >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1)
+        >>> tx = make_optimizer(config, 100)
+        >>> state = tx.init({"fc1": {"kernel": jax.numpy.ones((4, 3))}})
+        >>> int(dl.get_state(state).count)
+        0
     """
-    rate = make_schedule(config, steps)
+    # A constant rate is given as the number it is: λ's estimate then needs no sum over a schedule.
+    constant = config.schedule == "constant"
+    rate = config.learning_rate if constant else make_schedule(config, steps)
     auto = config.lam == "auto"
     coupling = {
         "kappa": config.kappa,

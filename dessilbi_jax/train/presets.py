@@ -1,6 +1,7 @@
 """The runs that have a name."""
 
 import dataclasses
+from typing import Any
 
 from dessilbi_jax.train.config import TrainConfig, near_miss
 
@@ -10,17 +11,19 @@ class Preset:
     """A named run: what it shows, the command, what to expect, and its configuration.
 
     Attributes:
-      name: the word after `dessilbi train`.
-      about: the network, the data and the optimizer, in a sentence.
-      command: how to run it.
-      expect: time on two CPU cores and test accuracies, as measured; empty until measured.
-      config: the configuration.
+        name: the word after `dessilbi train`.
+        about: the network, the data and the optimizer, in a sentence.
+        command: how to run it.
+        expect: time on two CPU cores and test accuracies, as measured; empty until measured.
+        input_shape: (height, width, channels) of the data set's images.
+        config: the configuration.
     """
 
     name: str
     about: str
     command: str
     expect: str
+    input_shape: tuple[int, int, int]
     config: TrainConfig
 
     def __str__(self) -> str:
@@ -34,6 +37,7 @@ _DEMO = Preset(
     " weights, SGD with momentum.",
     command="dessilbi train demo",
     expect="",
+    input_shape=(8, 8, 1),
     config=TrainConfig(
         network="lenet300",
         dataset="digits",
@@ -49,6 +53,7 @@ _LENET300 = Preset(
     about="LeNet-300-100 (the paper's LeNet-3) on MNIST, to 5 % of the weights, SGD with momentum.",
     command="dessilbi train lenet300-mnist --data-dir DIR",
     expect="",
+    input_shape=(28, 28, 1),
     config=TrainConfig(
         network="lenet300",
         dataset="mnist",
@@ -64,6 +69,7 @@ _LENET5 = Preset(
     " weights, SGD with momentum.",
     command="dessilbi train lenet5-mnist --data-dir DIR",
     expect="",
+    input_shape=(28, 28, 1),
     config=TrainConfig(
         network="lenet5",
         dataset="mnist",
@@ -79,6 +85,7 @@ _VGG = Preset(
     " SGD with momentum, cosine schedule, crops and flips.",
     command="dessilbi train vgg-small-cifar10 --data-dir DIR",
     expect="",
+    input_shape=(32, 32, 3),
     config=TrainConfig(
         network="vgg-small",
         dataset="cifar10",
@@ -99,6 +106,7 @@ _RESNET = Preset(
     " momentum, cosine schedule, crops and flips.",
     command="dessilbi train resnet-small-cifar10 --data-dir DIR",
     expect="",
+    input_shape=(32, 32, 3),
     config=TrainConfig(
         network="resnet-small",
         dataset="cifar10",
@@ -120,20 +128,43 @@ def get_preset(name: str) -> Preset:
     """Returns the preset of that name.
 
     Args:
-      name: one of `PRESETS`.
+        name: one of `PRESETS`.
 
     Raises:
-      ValueError: there is none of that name; the message lists them and suggests the nearest.
+        ValueError: there is none of that name; the message lists them and suggests the nearest.
 
     Example:
-      >>> get_preset("demo").config.dataset
-      'digits'
-      >>> get_preset("lenet30-mnist")
-      Traceback (most recent call last):
-      ...
-      ValueError: no preset is named 'lenet30-mnist'; did you mean lenet300-mnist? There are: ...
+        >>> get_preset("demo").config.dataset
+        'digits'
+        >>> get_preset("lenet30-mnist")
+        Traceback (most recent call last):
+        ...
+        ValueError: no preset is named 'lenet30-mnist'; did you mean lenet300-mnist? There are: ...
     """
     if name not in PRESETS:
         hint = near_miss(name, PRESETS) or "."
         raise ValueError(f"no preset is named {name!r}{hint} There are: {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def with_options(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """Returns a configuration with some fields replaced, and those that must follow them.
+
+    A numeric `lam` takes away the density that "auto" would aim at. Adam takes away what is of sgd
+    only (variant, nesterov), and without a learning rate of its own gets 0.001.
+
+    Raises:
+        ValueError: as `TrainConfig`.
+        TypeError: as `TrainConfig`.
+
+    Example:
+        >>> config = with_options(get_preset("demo").config, {"lam": 0.01})
+        >>> config.lam, config.density
+        (0.01, None)
+    """
+    follow: dict[str, Any] = {}
+    if given.get("lam", "auto") != "auto":
+        follow["density"] = None
+    if given.get("optimizer") == "adam":
+        follow |= {"variant": "paper", "nesterov": False, "learning_rate": 0.001}
+    return dataclasses.replace(config, **{**follow, **given})

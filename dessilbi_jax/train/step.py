@@ -25,13 +25,13 @@ class TrainState(NamedTuple):
     """All that a run carries from step to step, and all that a checkpoint holds of it.
 
     Attributes:
-      step: int32, updates made.
-      params: nested dict of the network's parameters.
-      stats: nested dict of its batch statistics, empty without batch normalisation.
-      opt_state: the optimizer's state.
-      loss_sum: float32, training losses summed since the last record.
-      loss_steps: int32, the number of them.
-      bad_step: int32, the first step whose loss was not finite, -1 if none was.
+        step: int32, updates made.
+        params: nested dict of the network's parameters.
+        stats: nested dict of its batch statistics, empty without batch normalisation.
+        opt_state: the optimizer's state.
+        loss_sum: float32, training losses summed since the last record.
+        loss_steps: int32, the number of them.
+        bad_step: int32, the first step whose loss was not finite, -1 if none was.
     """
 
     step: jax.Array
@@ -47,10 +47,10 @@ class Network(NamedTuple):
     """The static parts of a network and its pixel normalisation.
 
     Attributes:
-      training: graph definition in training mode.
-      evaluating: graph definition in evaluation mode.
-      mean: float32 [C], subtracted from pixels in [0, 1].
-      std: float32 [C], divided by.
+        training: graph definition in training mode.
+        evaluating: graph definition in evaluation mode.
+        mean: float32 [C], subtracted from pixels in [0, 1].
+        std: float32 [C], divided by.
     """
 
     training: nnx.GraphDef
@@ -80,18 +80,19 @@ def split_network(
     """Returns the static parts of an NNX model, its parameters and its batch statistics.
 
     Args:
-      model: holds nothing but `nnx.Param` and `nnx.BatchStat` variables.
-      mean: per channel, of pixels in [0, 1].
-      std: per channel, of pixels in [0, 1].
+        model: holds nothing but `nnx.Param` and `nnx.BatchStat` variables.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
     """
     model.train()
-    training, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    training, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = map(nnx.to_pure_dict, states)
     model.eval()
     evaluating = nnx.graphdef(model)
     network = Network(
         training, evaluating, np.asarray(mean, np.float32), np.asarray(std, np.float32)
     )
-    return network, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+    return network, params, stats
 
 
 def first_state(params: Tree, stats: Tree, tx: optax.GradientTransformation) -> TrainState:
@@ -152,9 +153,9 @@ def device_batches(images: np.ndarray, labels: np.ndarray, size: int = 500) -> l
     """Returns the data as device batches of `size` rows, the last one padded with label -1.
 
     Example:
-      >>> batches = device_batches(np.zeros((7, 8, 8, 1), np.uint8), np.zeros(7, np.int32), 5)
-      >>> [y.tolist() for _, y in batches]
-      [[0, 0, 0, 0, 0], [0, 0, -1, -1, -1]]
+        >>> batches = device_batches(np.zeros((7, 8, 8, 1), np.uint8), np.zeros(7, np.int32), 5)
+        >>> [y.tolist() for _, y in batches]
+        [[0, 0, 0, 0, 0], [0, 0, -1, -1, -1]]
     """
     pad = -len(labels) % size
     images = np.concatenate([images, np.zeros((pad, *images.shape[1:]), images.dtype)])

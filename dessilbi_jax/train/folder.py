@@ -1,0 +1,174 @@
+"""The run folder: whose it is, and what may be written or deleted in it.
+
+A run folder holds a config.json that says what is run, and beside it only files that a run
+writes. Nothing else is ever deleted.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from dessilbi_jax.train.config import TrainConfig, differences
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+PATH = "path.npz"
+NORMS = "norms.npz"
+CHECKPOINTS = "checkpoints"
+RESULT = "result.json"
+REPORT = "report.html"
+_OURS = {CONFIG, METRICS, PATH, PATH + ".previous", NORMS, CHECKPOINTS, RESULT, REPORT}
+# What a run that was killed while writing can leave behind.
+_UNFINISHED = (".part", ".tmp")
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Writes a file at once or not at all: a kill leaves the old content or the new, whole."""
+    part = file.with_name(file.name + ".part")
+    with part.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object, indented, atomically. NaN and infinity are errors."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(file, (text + "\n").encode())
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} is damaged: it holds no JSON object")
+    return value
+
+
+def read_config(run: Path) -> TrainConfig:
+    """Returns the configuration that a run folder was made with.
+
+    Raises:
+        ValueError: the folder's config.json is damaged or of another version.
+    """
+    fields = read_json(run / CONFIG).get("config")
+    try:
+        if not isinstance(fields, dict):
+            raise ValueError("it holds no 'config'")
+        return TrainConfig.from_json(fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{run / CONFIG} describes no run of this version: {error}") from None
+
+
+def check(
+    run: Path, config: TrainConfig, *, resume: bool, overwrite: bool
+) -> Literal["new", "resume", "finished"]:
+    """Says what is to be done with the folder of a run; changes nothing.
+
+    Returns:
+        "new" where the folder is to be made (or cleared, with `overwrite`), "resume" where the
+        run in it goes on, "finished" where it has ended.
+
+    Raises:
+        FileExistsError: the folder holds another run, or files that are not of a run.
+        FileNotFoundError: `resume`, and there is no run.
+        ValueError: `resume` with another configuration, or with `overwrite`.
+        NotADirectoryError: it is no folder.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume continues a run and --overwrite deletes it: give one of the two")
+    if run.exists() and not run.is_dir():
+        raise NotADirectoryError(f"{run} is a file: give another folder with --out")
+    if resume:
+        if not (run / CONFIG).exists():
+            raise FileNotFoundError(f"nothing to resume: there is no run in {run}")
+        changed = differences(read_config(run), config)
+        if changed:
+            raise ValueError(
+                f"the run in {run} has another configuration: {'; '.join(changed)}. Resume it with"
+                " its own, or start another with --out"
+            )
+        return "finished" if (run / RESULT).exists() else "resume"
+    found = sorted(file.name for file in run.iterdir()) if run.exists() else []
+    if not found:
+        return "new"
+    foreign = [name for name in found if name not in _OURS and not name.endswith(_UNFINISHED)]
+    if CONFIG not in found or foreign:
+        named = ", ".join((foreign or found)[:3])
+        raise FileExistsError(
+            f"{run} holds files that are not of a run ({named}); none is deleted: give another "
+            "folder with --out"
+        )
+    if not overwrite:
+        raise FileExistsError(
+            f"{run} holds another run: continue it with --resume, replace it with --overwrite, or "
+            "give another folder with --out"
+        )
+    read_config(run)
+    return "new"
+
+
+def start(run: Path, config: TrainConfig, *, preset: str, command: str) -> None:
+    """Makes the folder of a new run, cleared of the run that `check` found there."""
+    run.mkdir(parents=True, exist_ok=True)
+    # config.json goes last, so that a folder half cleared is still known for what it is.
+    for file in sorted(run.iterdir(), key=lambda file: file.name == CONFIG):
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        else:
+            file.unlink()
+    write_json(
+        run / CONFIG,
+        {
+            "preset": preset,
+            "config": config.to_json(),
+            "command": command,
+            "versions": versions(),
+            "machine": {
+                "cpu": _cpu(),
+                "cores": os.cpu_count(),
+                "platform": platform.platform(terse=True),
+            },
+            "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that the numbers of a run depend on.
+
+    Example:
+        >>> sorted(versions())
+        ['dessilbi_jax', 'flax', 'jax', 'optax', 'python']
+    """
+    found = {"python": platform.python_version()}
+    for package in ("jax", "optax", "flax", "dessilbi_jax"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # used from a checkout
+            found[package] = "not installed"
+    return found
+
+
+def _cpu() -> str:
+    """Returns the processor's name as the system gives it."""
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
