@@ -1,11 +1,13 @@
 """DessiLBI for JAX and Optax: train once, walk away with a small network."""
 
+from dessilbi_jax._calibrate import calibrate, step_size_bound
+from dessilbi_jax._diagnose import Diagnosis, diagnose
 from dessilbi_jax.optimizer import add_split_lbi, dessilbi, wrap
 from dessilbi_jax.path import SolutionPath
 from dessilbi_jax.prox import elastic_net, group_lasso, sparse_group_lasso
+from dessilbi_jax.rules import Description, Rules, describe
 from dessilbi_jax.state import SplitLBIState, gamma, get_state, support
 from dessilbi_jax.structure import (
-    Rules,
     Structure,
     blocks,
     columns,

@@ -12,6 +12,7 @@ b, by which the coupling lets W decay (or by which W still grows), is measured: 
 compares the level it finds with the one that the estimate before it predicted at constant speed.
 """
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,6 +62,35 @@ class Target(NamedTuple):
     density: Any
     by_group: bool
     step: Any
+
+
+def target(density: Any, group_density: Any, steps: Any, at: Any) -> Target:
+    """Checks what was asked for. Traced numbers (`inject_hyperparams`) cannot be looked at.
+
+    Raises:
+        TypeError: not exactly one density, no steps, or steps that are no integer.
+        ValueError: numbers out of range, or too few steps to estimate anything.
+    """
+    if (density is None) == (group_density is None) or steps is None:
+        raise TypeError("lam='auto' needs steps= and exactly one of density= and group_density=")
+    asked = group_density if density is None else density
+    name = "group_density" if density is None else "density"
+    for what, value in ((name, asked), ("at", at)):
+        real = isinstance(value, numbers.Real)
+        if not isinstance(value, jax.Array) and not (real and 0 < value <= 1):
+            raise ValueError(f"{what} must lie in (0, 1], got {value!r}")
+    if isinstance(steps, jax.Array) or isinstance(at, jax.Array):
+        step: Any = jnp.round(jnp.asarray(at) * steps).astype(jnp.int32)
+        return Target(asked, density is None, step)
+    if not isinstance(steps, numbers.Integral) or isinstance(steps, bool):
+        raise TypeError(f"steps must be an integer, got {steps!r}")
+    step = round(float(at) * int(steps))
+    if step < 20:
+        raise ValueError(
+            f"λ can only be found with at least 20 updates before the density is due, got "
+            f"steps={steps} and at={at}"
+        )
+    return Target(asked, density is None, step)
 
 
 def init(leaves: int) -> Automatic:
@@ -180,16 +210,17 @@ def kept_speed(decay: jax.Array, distance: jax.Array) -> jax.Array:
 
 
 def measured_decay(kept: jax.Array, distance: jax.Array) -> jax.Array:
-    """The decay whose `kept_speed` over `distance` is `kept`, by Newton's method."""
-    kept = jnp.clip(kept, 0.1, 1.6)
-    x = jnp.zeros([], jnp.float32)
-    for _ in range(8):
-        small = jnp.abs(x) < 1e-2
-        safe = jnp.where(small, 1, x)
-        value = jnp.where(small, 1 - x / 2, -jnp.expm1(-safe) / safe)
-        slope = jnp.where(small, -0.5, (jnp.exp(-safe) * (safe + 1) - 1) / safe**2)
-        x = x - (value - kept) / slope
-    return x / jnp.maximum(distance, 1e-30)
+    """The decay whose share of speed kept over `distance` is `kept`, by bisection."""
+
+    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        slower = -jnp.expm1(-middle) / jnp.where(middle == 0, 1, middle) < kept
+        slower = jnp.where(middle == 0, kept > 1, slower)  # there the share kept is 1
+        return jnp.where(slower, low, middle), jnp.where(slower, middle, high)
+
+    low, high = jax.lax.fori_loop(0, 30, halve, (jnp.float32(-4), jnp.float32(30)))
+    return (low + high) / 2 / jnp.maximum(distance, 1e-30)
 
 
 def estimate(

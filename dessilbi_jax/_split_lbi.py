@@ -14,7 +14,8 @@ from dessilbi_jax import _automatic as automatic
 from dessilbi_jax import _order as order
 from dessilbi_jax.prox import Penalty, Shrink, apply_shrink
 from dessilbi_jax.state import SplitLBIState, check_state, shrink_leaves, shrink_trees
-from dessilbi_jax.structure import LeafGroups, StructureLike, as_structure, resolve
+from dessilbi_jax.rules import StructureLike, as_structure, resolve
+from dessilbi_jax.structure import LeafGroups
 
 ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
 Lam: TypeAlias = ScalarOrSchedule | Literal["auto"] | None
@@ -58,7 +59,11 @@ def split_lbi(
     if isinstance(lam, str) and lam != "auto":
         raise ValueError(f"lam must be a number, a schedule or 'auto', got {lam!r}")
     auto = isinstance(lam, str)
-    target = _target(auto, density, group_density, steps, at)
+    target: automatic.Target | None = None
+    if auto:
+        target = automatic.target(density, group_density, steps, at)
+    else:
+        _no_target(density=density, group_density=group_density, steps=steps, at=at)
     if not (auto or callable(lam) or lam is None):
         check_number("lam", lam)
     if lam is None and not _every_rule_has_lam(structure):
@@ -204,39 +209,14 @@ def check_number(
         raise ValueError(f"{name} must be finite and lie in {left}{low:g}, {high:g}), got {value}")
 
 
-def _target(
-    auto: bool, density: Any, group_density: Any, steps: Any, at: Any
-) -> automatic.Target | None:
-    given = {"density": density, "group_density": group_density, "steps": steps}
-    if not auto:
-        extra = [name for name, value in given.items() if value is not None]
-        if isinstance(at, numbers.Number) and at != 1:  # a traced `at` is the default passed on
-            extra.append("at")
-        if extra:
-            raise TypeError(f"{', '.join(extra)} can only be given together with lam='auto'")
-        return None
-    if (density is None) == (group_density is None) or steps is None:
-        raise TypeError("lam='auto' needs steps= and exactly one of density= and group_density=")
-    asked = group_density if density is None else density
-    name = "group_density" if density is None else "density"
-    if not isinstance(asked, jax.Array) and not (
-        isinstance(asked, numbers.Real) and 0 < asked <= 1
-    ):
-        raise ValueError(f"{name} must lie in (0, 1], got {asked!r}")
-    if not isinstance(at, jax.Array) and not (isinstance(at, numbers.Real) and 0 < at <= 1):
-        raise ValueError(f"at must be a fraction of the steps in (0, 1], got {at!r}")
-    if not isinstance(steps, jax.Array):
-        if not isinstance(steps, numbers.Integral) or isinstance(steps, bool):
-            raise TypeError(f"steps must be an integer, got {steps!r}")
-        if not isinstance(at, jax.Array) and steps * at < 20:
-            raise ValueError(
-                f"lam='auto' needs at least 20 updates before the density is due, got "
-                f"steps={steps} and at={at}"
-            )
-    step = jnp.round(jnp.asarray(at) * steps).astype(jnp.int32)
-    if not isinstance(at, jax.Array) and not isinstance(steps, jax.Array):
-        step = round(float(at) * int(steps))
-    return automatic.Target(asked, density is None, step)
+def _no_target(**given: Any) -> None:
+    """What belongs to lam="auto" may not be given without it."""
+    at = given.pop("at")
+    extra = [name for name, value in given.items() if value is not None]
+    if isinstance(at, numbers.Number) and at != 1:  # a traced `at` is the default passed on
+        extra.append("at")
+    if extra:
+        raise TypeError(f"{', '.join(extra)} can only be given together with lam='auto'")
 
 
 def _every_rule_has_lam(structure: Any) -> bool:

@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dessilbi",
         description="Train a network and a sparse one inside it, in the same run.",
+        parents=[common],
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)

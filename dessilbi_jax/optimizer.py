@@ -23,7 +23,8 @@ from dessilbi_jax import _order as order
 from dessilbi_jax._split_lbi import Lam, ScalarOrSchedule, SplitLBI, check_number, split_lbi
 from dessilbi_jax.prox import Penalty
 from dessilbi_jax.state import SplitLBIState
-from dessilbi_jax.structure import StructureLike, filters, leaf_paths
+from dessilbi_jax.rules import StructureLike
+from dessilbi_jax.structure import filters, leaf_paths
 
 
 def add_split_lbi(

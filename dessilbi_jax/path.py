@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dessilbi_jax.prox import Shrink, select
+from dessilbi_jax.prox import Shrink, fraction_of_threshold, select
 from dessilbi_jax.state import SplitLBIState, get_state
 from dessilbi_jax.structure import leaf_paths
 from dessilbi_jax.ticket import Ticket
@@ -340,7 +340,7 @@ def _units(state: SplitLBIState) -> tuple[dict[str, jax.Array], dict[str, jax.Ar
         leaf = Shrink(*shrink)
         chosen[path] = select(v, leaf)
         beyond = leaf.strength
-        if leaf.threshold.dtype != bool:  # an element is as strong as itself
-            beyond = jnp.abs(v) / leaf.threshold
+        if leaf.threshold.dtype != bool:
+            beyond = fraction_of_threshold(v, v, leaf)
         strength[path] = beyond.astype(jnp.float32)
     return chosen, strength

@@ -259,3 +259,17 @@ def select(v: jax.Array, shrink: Shrink) -> jax.Array:
     if shrink.strength.dtype == bool:
         return by_element
     return by_element & expand(shrink.strength > 1, v.shape)
+
+
+def fraction_of_threshold(moved: jax.Array, v: jax.Array, shrink: Shrink) -> jax.Array:
+    """How far along to selection each unit would be with V at `moved`; selected above 1.
+
+    Args:
+        moved: a V to judge.
+        v: the V that `shrink` was made from.
+        shrink: tells the thresholds.
+    """
+    if shrink.threshold.dtype != bool:
+        return jnp.abs(moved) / shrink.threshold
+    norm, new = (group_norm(x, shrink.strength.shape) for x in (v, moved))
+    return jnp.where(norm > 0, new * shrink.strength / jnp.where(norm > 0, norm, 1), 0)

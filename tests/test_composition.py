@@ -221,30 +221,30 @@ DONATED = {
 
 
 @pytest.mark.parametrize("which", DONATED)
-@pytest.mark.parametrize("jit_init", [False, True])
-def test_parameters_and_state_can_be_donated(which, jit_init):
+def test_parameters_and_state_can_be_donated(which):
     options = dict(DONATED[which])
     if which == "lam is an array":
         options["lam"] = jnp.array(options["lam"])
-    tx, params = dl.dessilbi(0.1, **options), network()
+    tx, start = dl.dessilbi(0.1, **options), network()
     if which == "scalar leaf":
-        params["scale"] = jnp.array(2.0)
+        start["scale"] = jnp.array(2.0)
 
     def step(params, state):
         updates, state = tx.update(gradient(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    init = jax.jit(tx.init) if jit_init else tx.init
-    keep = jax.tree.map(jnp.copy, params)
     donating, copying = jax.jit(step, donate_argnums=(0, 1)), jax.jit(step)
-    state, other, w = init(params), init(keep), keep
-    first = params, state
+    w, expected = start, tx.init(start)
     for _ in range(3):
-        params, state = donating(params, state)
-        w, other = copying(w, other)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((first[0], dl.get_state(first[1]).v)))
-    chex.assert_trees_all_equal((params, state), (w, other))
-    init(params)  # nothing that the transformation itself holds went with the state
+        w, expected = copying(w, expected)
+    for init in (tx.init, jax.jit(tx.init)):
+        params = jax.tree.map(jnp.copy, start)
+        state = init(params)  # also the second time: what the transformation holds stays its own
+        first = params, dl.get_state(state).v
+        for _ in range(3):
+            params, state = donating(params, state)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+        assert_trees_close((params, dl.get_state(state)), (w, dl.get_state(expected)))
 
 
 @pytest.mark.parametrize("options", [OPTIONS, AUTO], ids=["number", "auto"])
@@ -254,9 +254,9 @@ def test_vmap_over_seeds_is_the_separate_runs(options):
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *seeds)
     run = runner(tx, 18)
     batch = jax.vmap(run)(stacked, jax.vmap(tx.init)(stacked))
-    # The same clock for all seeds: λ is estimated where it is due only, not at every step.
-    shared = jax.vmap(lambda p: run(p, tx.init(p)))(stacked)
-    assert_trees_close(shared.gamma, batch.gamma)
+    if options is AUTO:  # also where all seeds share one clock
+        shared = jax.vmap(lambda p: run(p, tx.init(p)))(stacked)
+        assert_trees_close(shared.gamma, batch.gamma)
     for i, seed in enumerate(seeds):
         alone = run(seed, tx.init(seed))
         one = jax.tree.map(lambda x, i=i: x[i], batch)
@@ -438,7 +438,7 @@ def test_plain_trees_with_rules(container):
 
 
 def test_a_bare_array():
-    params, state = _train(jax.random.normal(jax.random.key(0), (4, 6)), structure=[("", (0,))], lam=1.0)
+    params, state = _train(jax.random.normal(jax.random.key(0), (4, 6)), structure=[("", (0,))], lam=1.4)
     _check_reading(params, state, [""])
 
 

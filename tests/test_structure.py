@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dessilbi_jax as dl
-from dessilbi_jax.structure import LeafGroups, as_structure, leaf_paths, resolve
+from dessilbi_jax.rules import as_structure, resolve
+from dessilbi_jax.structure import LeafGroups, leaf_paths
 
 
 def spec_of(structure, **shapes):

@@ -106,11 +106,8 @@ def write(file: pathlib.Path, fingerprint: str, dataset: Dataset) -> None:
         | {key: array.shape for key, array in zip(_ARRAYS, arrays, strict=True)}
     ).encode()
     header += b" " * (-(_PREFIX.size + _HEADER_LENGTH.size + len(header)) % 64)
-    pieces: list[bytes | memoryview] = [
-        _HEADER_LENGTH.pack(len(header)),
-        header,
-        *(memoryview(array) for array in arrays),
-    ]
+    pieces: list[bytes | memoryview] = [_HEADER_LENGTH.pack(len(header)), header]
+    pieces += [array.data for array in arrays]
     checksum, length = 0, 0
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)

@@ -1,5 +1,7 @@
 """Order of the images in an epoch, and augmentation that runs inside jit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,11 +64,18 @@ def augment(key: jax.Array, images: jax.Array, *, pad: int = 4) -> jax.Array:
         raise ValueError(
             f"images must be [batch, height, width, channels], got {list(images.shape)}"
         )
-    batch, height, width, _ = images.shape
+    height, width = images.shape[1:3]
     if not 0 <= pad < min(height, width):
         raise ValueError(
             f"pad must be at least 0 and less than height and width, {height}x{width}; got {pad}"
         )
+    return _augmented(key, images, pad)
+
+
+@functools.partial(jax.jit, static_argnames="pad")
+def _augmented(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
+    """`augment` once its arguments are known to be good."""
+    batch, height, width, _ = images.shape
     row_key, column_key, flip_key = jax.random.split(key, 3)
     rows = _shifted(row_key, batch, height, pad)
     columns = _shifted(column_key, batch, width, pad)

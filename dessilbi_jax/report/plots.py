@@ -127,7 +127,9 @@ def layer_density(run: Run) -> Picture | None:
             figure = _layer_heat_map(x, unit, layers)
     kind = "Line chart" if len(layers) <= _LINES else "Heat map, one row for each leaf"
     ends = ", ".join(f"{name} {percent(float(values[-1]))}" for name, values in layers.items())
-    remark = "" if len(layers) <= _LINES else "Each row is a layer; darker cells are denser. "
+    remark = "Each row is a layer; darker cells are denser."
+    if len(layers) <= _LINES:
+        remark = "A curve that rises early belongs to a layer that was selected before the others."
     return Picture(
         figure, f"{kind}: density by layer against {unit}s. At the last record: {ends}.", remark
     )

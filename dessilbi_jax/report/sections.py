@@ -121,10 +121,7 @@ def curves(run: Run) -> Section:
 
 def layers(run: Run) -> Section:
     """Density by layer, over time and in a final table."""
-    caption = (
-        "The share of each layer's weights that is selected. A curve that rises early belongs to "
-        "a layer whose groups were selected before those of the others."
-    )
+    caption = "The share of each layer's weights that is selected."
     body = _figure_or(plots.layer_density(run), caption, _NO_PATH)
     rows = run.layers()
     if rows:

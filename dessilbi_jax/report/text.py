@@ -15,10 +15,10 @@ def escape(value: object) -> str:
 
 
 def percent(fraction: float, digits: int = 2) -> str:
-    """Returns a fraction in percent; '–' where it is not known.
+    r"""Returns a fraction in percent; '–' where it is not known.
 
-    >>> print(percent(0.0512), percent(float("nan")))
-    5.12 % –
+    >>> percent(0.0512), percent(float("nan"))
+    ('5.12\xa0%', '–')
     """
     return f"{100 * fraction:.{digits}f}\N{NO-BREAK SPACE}%" if math.isfinite(fraction) else "–"
 

@@ -142,50 +142,51 @@ def test_lenet5_is_what_it_says():
 
     y = layer(layer(x, "conv1"), "conv2").reshape(3, -1)
     y = jnp.maximum(y @ p["fc1/kernel"] + p["fc1/bias"], 0) @ p["fc2/kernel"] + p["fc2/bias"]
-    np.testing.assert_allclose(model(x), y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(model, x), y, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(6, 8), (7, 8), (6, 9), (5, 5)])
+@pytest.mark.parametrize("size", [(6, 8), (7, 5)])
 def test_max_pool_equals_the_windowed_one(size):
     x = jax.random.normal(jax.random.key(2), (2, *size, 3))
-    expected, expected_vjp = jax.vjp(lambda x: nnx.max_pool(x, (2, 2), (2, 2)), x)
-    got, vjp = jax.vjp(_common.max_pool, x)
-    np.testing.assert_array_equal(got, expected)
-    np.testing.assert_array_equal(vjp(got)[0], expected_vjp(expected)[0])
+
+    def value_and_gradient(pool):
+        gradient = jax.grad(lambda x: (pool(x) ** 2).sum())
+        return jax.jit(lambda x: (pool(x), gradient(x)))(x)
+
+    got = value_and_gradient(_common.max_pool)
+    expected = value_and_gradient(lambda x: nnx.max_pool(x, (2, 2), (2, 2)))
+    np.testing.assert_array_equal(got[0], expected[0])
+    np.testing.assert_array_equal(got[1], expected[1])
 
 
 @pytest.mark.parametrize("name", ["resnet-small", "vgg-small"])
 def test_batch_norm_training_and_evaluation(name):
     model = models.build(name, **SMALL[name])
     x = 3 + 2 * jax.random.normal(jax.random.key(3), (16, *SMALL[name]["input_shape"]))
+    forward = nnx.jit(lambda model, x: (model(x), model.conv1(x)))
 
     def statistics():
-        return jax.tree.map(lambda leaf: np.array(leaf), nnx.state(model, nnx.BatchStat))
+        return [np.array(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.BatchStat))]
 
     fresh = statistics()
-    first = model(x)  # training mode from the start
+    first, response = forward(model, x)  # training mode from the start
     after_one = statistics()
-    response = model.conv1(x)
-    np.testing.assert_allclose(
-        after_one["bn1"]["mean"][...], 0.1 * response.mean((0, 1, 2)), rtol=1e-4, atol=1e-5
-    )
-    np.testing.assert_allclose(
-        after_one["bn1"]["var"][...], 0.9 + 0.1 * response.var((0, 1, 2)), rtol=1e-4
-    )
-    assert any(
-        (a != b).any()
-        for a, b in zip(jax.tree.leaves(fresh), jax.tree.leaves(after_one), strict=True)
-    )
+    assert all((a != b).any() for a, b in zip(fresh, after_one, strict=True))
+    response = np.asarray(response, np.float64)
+    mean, variance = response.mean((0, 1, 2)), response.var((0, 1, 2))
+    np.testing.assert_allclose(model.bn1.mean[...], 0.1 * mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.bn1.var[...], 0.9 + 0.1 * variance, rtol=1e-4)
     model.eval()
-    whole, alone = model(x), model(x[:1])
-    for a, b in zip(jax.tree.leaves(after_one), jax.tree.leaves(statistics()), strict=True):
+    whole, _ = forward(model, x)
+    alone, _ = forward(model, x[:1])
+    for a, b in zip(after_one, statistics(), strict=True):
         np.testing.assert_array_equal(a, b)
     # evaluated, an image's logits do not depend on its batch; trained, they do
     np.testing.assert_allclose(whole[:1], alone, rtol=1e-4, atol=1e-5)
     assert not np.allclose(first, whole, atol=1e-3)
     model.train()
-    np.testing.assert_allclose(model(x), first, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(model(x[:1]), first[:1], atol=1e-3)
+    np.testing.assert_allclose(forward(model, x)[0], first, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(forward(model, x[:1])[0], first[:1], atol=1e-3)
 
 
 def test_widths_reach_every_layer():
