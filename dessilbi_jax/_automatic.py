@@ -185,20 +185,21 @@ def level(
 def relative_scale(leaves: Sequence[LeafGroups], v: Sequence[jax.Array]) -> list[jax.Array]:
     """λ of each leaf relative to the others: its rule's λ, evened between kinds of groups.
 
-    Leaves of one kind (the same spec) share one scale, so that they compete with each other by
-    the size of their V; between kinds, λ follows the mean group norm of V.
+    Leaves of one kind (the same spec, all of groups or all of elements) share one scale, so that they compete with each other by
+    the size of their V; between kinds, λ follows the mean group norm of V, in units of the first
+    kind's.
     """
-    specs = [leaf.spec for leaf in leaves]
+    kind = [(leaf.spec, leaf.elementwise) for leaf in leaves]
     norms = [group_norm(value, leaf.counts or ()) for leaf, value in zip(leaves, v, strict=True)]
     mean = {}
-    for spec in dict.fromkeys(specs):
-        members = [i for i, other in enumerate(specs) if other == spec]
+    for each in dict.fromkeys(kind):
+        members = [i for i, other in enumerate(kind) if other == each]
         total = sum(jnp.sum(norms[i]).astype(jnp.float32) for i in members)
-        mean[spec] = total / sum(leaves[i].groups for i in members)
-    if len(mean) == 1:
-        mean = dict.fromkeys(mean, jnp.ones([], jnp.float32))
+        mean[each] = total / sum(leaves[i].groups for i in members)
+    size = {each: jnp.where(value > 0, value, 1) for each, value in mean.items()}
+    unit = size[kind[0]]  # so that λ keeps its meaning while V grows
     return [
-        jnp.where(mean[leaf.spec] > 0, mean[leaf.spec], 1) * (leaf.lam or 1.0) for leaf in leaves
+        size[each] / unit * (leaf.lam or 1.0) for leaf, each in zip(leaves, kind, strict=True)
     ]
 
 
@@ -250,9 +251,7 @@ def estimate(
 
     def renew(_: Any) -> tuple[jax.Array, Automatic]:
         first = state.steps[0] == 0
-        evened = jnp.stack([jnp.asarray(s, jnp.float32) for s in relative_scale(leaves, v)])
-        scale_all = jnp.where(first, evened, state.scale)
-        scale = list(scale_all)
+        scale = [s.astype(jnp.float32) for s in relative_scale(leaves, v)]
 
         def level_after(distance: Any, density: Any, active: Any = True) -> jax.Array:
             def moved() -> list[jax.Array]:
@@ -287,7 +286,7 @@ def estimate(
         return chosen, Automatic(
             steps=state.steps.at[at].set(count),
             lams=state.lams.at[at].set(chosen),
-            scale=scale_all,
+            scale=jnp.stack(scale),
             level=now,
             predicted=predicted,
             decay=decay,

@@ -221,7 +221,7 @@ def _no_target(**given: Any) -> None:
 
 def _every_rule_has_lam(structure: Any) -> bool:
     rules: Sequence[Any] = getattr(structure, "rules", ())
-    return bool(rules) and all(rule[1] is None or "lam" in rule[2] for rule in rules)
+    return bool(rules) and all(rule[1] is None or rule[2].get("lam") for rule in rules)
 
 
 def _cast(scalar: Any, like: jax.Array) -> jax.Array:

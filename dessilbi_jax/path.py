@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -119,6 +118,10 @@ class SolutionPath:
         for path, entry in self._entry.items():
             self._bits[path] = self._bits[path][:keep]
             entry[entry >= keep] = -1
+        if not keep:  # nothing is known any more, as before the first record
+            for table in (self._metrics, self.shapes, self.groups, self._bits, self._entry):
+                table.clear()
+            self._rank.clear()
 
     def entry_steps(self) -> dict[str, np.ndarray]:
         """By leaf path: the step at which each unit was first found selected, −1 = never."""
@@ -259,17 +262,18 @@ class SolutionPath:
         for i, path in enumerate(self.groups):
             arrays[f"bits_{i}"] = np.stack(self._bits[path])
             arrays[f"rank_{i}"] = self._rank[path]
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
-            try:
-                np.savez_compressed(part, allow_pickle=False, **arrays)
-                part.flush()
-                os.fsync(part.fileno())
-            except BaseException:
-                os.unlink(part.name)
-                raise
+        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as out:
+                np.savez_compressed(out, allow_pickle=False, **arrays)
+                out.flush()
+                os.fsync(out.fileno())
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         if file.exists():
             os.replace(file, _previous(file))
-        os.replace(part.name, file)
+        os.replace(part, file)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "SolutionPath":
@@ -303,7 +307,7 @@ class SolutionPath:
     @classmethod
     def _read(cls, file: Path) -> "SolutionPath":
         path = cls()
-        with np.load(file, allow_pickle=False) as data:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             header = json.loads(str(data["header"]))
             if header["format"] != _FORMAT:
                 raise ValueError(f"format {header['format']}, expected {_FORMAT}")

@@ -68,20 +68,21 @@ def _cut(x: jax.Array, axis: int, pieces: int) -> jax.Array:
     if names is None:
         return x.reshape(shape)
     names = names if isinstance(names, tuple) else (names,)
-    if pieces % math.prod(sharding.mesh.shape[name] for name in names):
-        spec[axis] = None
-        return jax.sharding.reshard(x, jax.P(*spec)).reshape(shape)
-    spec.insert(axis + 1, None)
-    return jax.lax.reshape(x, shape, out_sharding=jax.P(*spec))
+    whole = pieces % math.prod(sharding.mesh.shape[name] for name in names) == 0
+    spec[axis : axis + 1] = [spec[axis], None] if whole else [None]
+    where = jax.sharding.NamedSharding(sharding.mesh, jax.P(*spec))
+    if whole:
+        return jax.lax.reshape(x, shape, out_sharding=where)
+    return jax.sharding.reshard(x, where).reshape(shape)
 
 
 def expand(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """One number a group, made to broadcast against the leaf (axes of length 1 stay so)."""
     for axis, n in enumerate(shape):
         if groups.shape[axis] not in (1, n):
-            spec = jax.typeof(groups).sharding.spec  # what explicit sharding needs to be told
-            where = {} if spec[axis] is None else {"out_sharding": spec}
-            groups = jnp.repeat(groups, n // groups.shape[axis], axis=axis, **where)
+            where = jax.typeof(groups).sharding  # explicit sharding needs to be told
+            where = where if any(where.spec) else None
+            groups = jnp.repeat(groups, n // groups.shape[axis], axis=axis, out_sharding=where)
     return groups
 
 

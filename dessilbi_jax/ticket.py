@@ -143,8 +143,8 @@ def mask_leaves(params: Any, mask: Any) -> list[jax.Array]:
             "both; make it with dl.support(opt_state, params)"
         )
     for (path, p), (_, m) in zip(named, given, strict=True):
-        dtype = getattr(m, "dtype", type(m).__name__)
-        if p.shape != jnp.shape(m) or dtype != bool:
+        dtype = str(getattr(m, "dtype", type(m).__name__))
+        if p.shape != jnp.shape(m) or dtype != "bool":
             raise ValueError(
                 f"the mask does not fit {path}: got {dtype}{list(jnp.shape(m))}, expected "
                 f"bool{list(p.shape)}"

@@ -78,7 +78,7 @@ def test_another_run_in_the_folder_is_left_intact(finished, capsys):
     words = ["train", "demo", "--out", str(out)]
     assert "holds another run: continue it with --resume" in error_of(capsys, *words)
     line = error_of(capsys, *words, *SHORT, "--resume", "--nu", "3")
-    assert "another configuration: nu: 100.0, now 3.0" in line
+    assert "another configuration: nu: 20.0, now 3.0" in line
     assert "give one of the two" in error_of(capsys, *words, "--resume", "--overwrite")
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*")} == before
 

@@ -11,6 +11,7 @@ from flax import linen, nnx
 from trajectories import assert_trees_close, gradient, network, opened, runner, trajectory
 
 import dessilbi_jax as dl
+from dessilbi_jax import _order
 from dessilbi_jax.structure import leaf_paths
 
 OPTIONS = {"nu": 1.0, "lam": 0.4}
@@ -220,6 +221,13 @@ DONATED = {
 }
 
 
+@pytest.fixture(params=["one device", "several devices"])
+def order(request, monkeypatch):
+    """The order of the update for a single CPU device, and for all other machines."""
+    monkeypatch.setattr(_order, "matters", lambda: request.param == "one device")
+
+
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("which", DONATED)
 def test_parameters_and_state_can_be_donated(which):
     options = dict(DONATED[which])
@@ -247,6 +255,7 @@ def test_parameters_and_state_can_be_donated(which):
         assert_trees_close((params, dl.get_state(state)), (w, dl.get_state(expected)))
 
 
+@pytest.mark.usefixtures("order")
 @pytest.mark.parametrize("options", [OPTIONS, AUTO], ids=["number", "auto"])
 def test_vmap_over_seeds_is_the_separate_runs(options):
     tx = dl.dessilbi(0.1, **options)

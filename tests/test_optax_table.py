@@ -8,6 +8,7 @@ import pytest
 from trajectories import assert_trees_close, gradient, network, opened, trajectory
 
 import dessilbi_jax as dl
+from dessilbi_jax import _order
 
 EVERY_LEAF = [("", dl.weights)]
 STEPS = 4000  # of runs with automatic λ; the descents go on beyond
@@ -36,6 +37,12 @@ OURS = {
     "auto": AUTO,
     "auto-lean": {**AUTO, "lean": True, "momentum": 0.9},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_cpu_device(monkeypatch):
+    """Update in the order of a single CPU device, though the tests have eight virtual ones."""
+    monkeypatch.setattr(_order, "matters", lambda: True)
 
 
 def wrapped(inner, **options):

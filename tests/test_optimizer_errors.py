@@ -110,6 +110,8 @@ def test_lam_may_be_left_to_the_rules_only_if_every_rule_has_it():
         dessilbi(lam=None, structure=rules)
     with pytest.raises(TypeError, match=r"^lam is missing"):
         dessilbi(lam=None, structure=lambda params: params)
+    with pytest.raises(TypeError, match=r"^lam is missing"):
+        dessilbi(lam=None, structure=[("fc", dl.weights, {"lam": None})])
     dessilbi(lam=None, structure=[rules[0], ("head", None)])
 
 
@@ -167,7 +169,7 @@ def test_densities_lie_in_the_half_open_unit_interval(make, name, value):
 
 @pytest.mark.parametrize("at", [0, -0.5, 1.5, math.nan, "half", None])
 def test_at_is_a_fraction(at):
-    with pytest.raises(ValueError, match=r"^at must be a fraction of the steps in \(0, 1\], got"):
+    with pytest.raises(ValueError, match=r"^at must lie in \(0, 1\], got"):
         dessilbi(**AUTO, at=at)
 
 

@@ -352,6 +352,38 @@ def test_an_unknown_layout_is_refused():
         dl.filters.replace(layout="NCHW")
 
 
+# The table
+
+
+def test_describe_prints_what_the_optimizer_will_do():
+    params = _net() | {"head": {"kernel": jnp.ones((4, 8))}}
+    rules = [
+        ("conv1/kernel", (-1,), {"lam": 0.5}),
+        ("head", dl.blocks((2, 4)), {"lam": 0.25}),
+        ("fc", dl.weights),
+    ]
+    table = dl.describe(params, rules, lam="auto")
+    assert [leaf.path for leaf in table.rows] == [path for path, _ in leaf_paths(params)]
+    assert table.rows == tuple(resolve(rules, params))
+    assert str(table).splitlines()[2:] == [
+        "conv1/bias    4        dense: no rule names it",
+        "conv1/kernel  3×3×1×4  axes (-1,)                    4        9  0.5",
+        "fc1/kernel    6×5      weights                      30        1  auto",
+        "fc2/kernel    5×2      weights                      10        1  auto",
+        "head/kernel   4×8      blocks of 2x4                 4        8  0.25",
+        "108 of 112 parameters in 48 groups",
+    ]
+
+
+def test_describe_takes_shapes_and_refuses_what_the_optimizer_refuses():
+    shapes = jax.eval_shape(_net)
+    assert dl.describe(shapes).rows == dl.describe(_net()).rows
+    with pytest.raises(ValueError, match="matches no leaf"):
+        dl.describe(shapes, [("fc3", dl.weights)])
+    with pytest.raises(ValueError, match="every parameter dense"):
+        dl.describe({"bias": jnp.ones(3)})
+
+
 # Paths in the trees that people have
 
 

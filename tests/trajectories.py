@@ -79,7 +79,7 @@ def assert_trees_close(got: Any, expected: Any, rtol: float = 1e-6) -> None:
     for (path, a), b in zip(named, jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a), np.asarray(b)
         assert a.dtype == b.dtype, jax.tree_util.keystr(path)
-        scale = np.max(np.abs(b), initial=0) if b.dtype != bool else 0
+        scale = 0 if b.dtype == bool else np.max(np.abs(b[np.isfinite(b)]), initial=0)
         np.testing.assert_allclose(
             a, b, rtol=0, atol=rtol * scale, err_msg=jax.tree_util.keystr(path)
         )

@@ -1,7 +1,7 @@
 """The data set as the training loop sees it, and the embedded handwritten digits.
 
 The digits are the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
-C. Kaynak, 1998, UCI Machine Learning Repository, doi:10.24432/C50P49), as distributed with
+C. Kaynak, 1998, UCI Machine Learning Repository, data set 80), as distributed with
 scikit-learn: 1,797 grey images of 8x8 pixels with 17 levels, written by 13 people. They are
 under the Creative Commons Attribution 4.0 International licence (CC BY 4.0); here they are
 divided once and for all, stratified by class, into 1,437 train and 360 test images, and scaled

@@ -17,7 +17,7 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     Example:
         >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1, schedule="step")
         >>> rate = make_schedule(config, 100)
-        >>> [round(float(rate(step)), 6) for step in (0, 50, 51, 76)]
+        >>> [round(float(rate(step)), 6) for step in (0, 49, 51, 76)]
         [0.05, 0.05, 0.005, 0.0005]
     """
     if config.schedule == "cosine":

@@ -36,14 +36,17 @@ _DEMO = Preset(
     about="LeNet-300-100 on the handwritten digits that come with the package, to 10 % of the"
     " weights, SGD with momentum.",
     command="dessilbi train demo",
-    expect="",
+    expect="10 to 20 s on two cores; test accuracy 97.2 % dense and 97.2 % projected with seed 0,"
+    " both 95.3 to 97.2 % with seeds 0 to 2.",
     input_shape=(8, 8, 1),
     config=TrainConfig(
         network="lenet300",
         dataset="digits",
         epochs=40,
         batch_size=64,
-        learning_rate=0.05,
+        learning_rate=0.2,
+        variant="toolbox",
+        nu=20.0,
         density=0.1,
     ),
 )

@@ -36,7 +36,7 @@ def sizes(build):
 @pytest.mark.parametrize(
     ("name", "shape", "parameters"),
     [
-        # LeCun et al. (1998) as counted by Han et al. (2015), Table 3: 267 k and 431 k weights
+        # LeCun et al. (1998) as counted by Han et al. (2015): 267 k and 431 k
         ("lenet300", (28, 28, 1), 266_610),
         ("lenet5", (28, 28, 1), 431_080),
         # 3x3 kernels 864+9216+18432+36864+73728+147456, scales and biases 2·448, dense 1290

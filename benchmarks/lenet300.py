@@ -1,0 +1,138 @@
+"""What the benchmarks on LeNet-300-100 and MNIST share: one run, trained from given weights."""
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import dessilbi_jax as dl
+from dessilbi_jax import data, models
+
+BATCH = 128
+MOMENTUM = 0.9
+HELD_OUT = 5000
+
+
+@functools.cache
+def mnist(data_dir: str, held_out: int) -> dict[str, jax.Array]:
+    """MNIST, normalised, on the device; `held_out` training rows are kept for choosing."""
+    full = data.load("mnist", data_dir=data_dir)
+    train, images, labels = full.holdout(held_out, seed=0) if held_out else (full, None, None)
+    arrays = {
+        "train": (train.train_images, train.train_labels),
+        "test": (full.test_images, full.test_labels),
+    }
+    if held_out:
+        arrays["held_out"] = (images, labels)
+    out = {}
+    for name, (x, y) in arrays.items():
+        out[f"{name}_x"] = jnp.asarray(full.normalize(x), jnp.float32)
+        out[f"{name}_y"] = jnp.asarray(y)
+    return out
+
+
+def initial(seed: int) -> tuple[Any, Any]:
+    """(definition, parameters) of LeNet-300-100 with He initialisation."""
+    return nnx.split(models.build("lenet300", seed=seed))
+
+
+def learning_rate(peak: float, steps: int) -> optax.Schedule:
+    """The schedule of every run: constant for half of it, then a cosine to zero."""
+    return optax.join_schedules(
+        [optax.constant_schedule(peak), optax.cosine_decay_schedule(peak, steps - steps // 2)],
+        [steps // 2],
+    )
+
+
+def train(
+    arrays: dict[str, jax.Array],
+    definition: Any,
+    params: Any,
+    tx: optax.GradientTransformation,
+    epochs: int,
+    seed: int,
+    watch: Callable[[int, Any, Any], None] = lambda step, params, state: None,
+) -> tuple[Any, Any]:
+    """Trains for some epochs and returns (parameters, optimizer state)."""
+    n = len(arrays["train_y"])
+    steps = n // BATCH
+
+    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        logits = nnx.merge(definition, params)(x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, x: Any, y: Any, rows: Any) -> tuple[Any, Any]:
+        grads = jax.grad(loss)(params, x[rows], y[rows])
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.copy, params)
+    state = jax.jit(tx.init)(params)
+    for epoch in range(epochs):
+        order = jnp.asarray(data.epoch_order(seed=seed, epoch=epoch, n=n, batch=BATCH))
+        for rows in order:
+            params, state = step(params, state, arrays["train_x"], arrays["train_y"], rows)
+        watch((epoch + 1) * steps, params, state)
+    return params, state
+
+
+def accuracy(arrays: dict[str, jax.Array], definition: Any, params: Any, split: str) -> float:
+    """Percent of a split classified rightly."""
+    logits = jax.jit(lambda p, x: nnx.merge(definition, p)(x))(params, arrays[f"{split}_x"])
+    return 100 * float(jnp.mean(jnp.argmax(logits, -1) == arrays[f"{split}_y"]))
+
+
+def random_like(mask: Any, seed: int) -> Any:
+    """A random mask with the same number of kept weights in every leaf."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda m: jnp.asarray(rng.permuted(np.ravel(m)).reshape(m.shape)), mask)
+
+
+def retrained(
+    arrays: dict[str, jax.Array], definition: Any, params: Any, mask: Any, rate: Any, epochs: int,
+    seed: int,
+) -> Any:
+    """Parameters after training from `params` with the weights outside the mask held at zero."""  # fmt: skip
+    tx = optax.chain(optax.sgd(rate, MOMENTUM), dl.keep_support(mask))
+    return train(arrays, definition, dl.project(params, mask), tx, epochs, seed)[0]
+
+
+class Runs:
+    """Results by key, each written when it is there, so that a long table can be made in pieces."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        lines = file.read_text().splitlines() if file.exists() else []
+        self.rows = {row["key"]: row for row in map(json.loads, lines)}
+
+    def get(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if key not in self.rows:
+            start = time.time()
+            row = {"key": key, **make(), "seconds": round(time.time() - start, 1)}
+            self.file.parent.mkdir(exist_ok=True)
+            with self.file.open("a") as out:
+                out.write(json.dumps(row) + "\n")
+                out.flush()
+                os.fsync(out.fileno())
+            self.rows[key] = row
+            print(json.dumps(row), flush=True)
+        return self.rows[key]
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds."""
+    return {
+        "mean": round(float(np.mean(values)), 3),
+        "std": round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else None,
+        "values": [round(v, 3) for v in values],
+    }
