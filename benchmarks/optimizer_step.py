@@ -78,15 +78,19 @@ MODELS: dict[str, Callable[[], Shapes]] = {
 def optimizers() -> dict[str, optax.GradientTransformation]:
     """The rivals, all with momentum 0.9; DessiLBI with filters (lasso on dense kernels)."""
 
-    def ours(lean: bool, **kw: Any) -> optax.GradientTransformation:
-        return dl.dessilbi(0.1, nu=100.0, lam=0.05, momentum=0.9, lean=lean, **kw)
+    def ours(**kw: Any) -> optax.GradientTransformation:
+        return dl.dessilbi(0.1, nu=100.0, momentum=0.9, **({"lam": 0.05} | kw))
 
+    auto: dict[str, Any] = {"lam": "auto", "density": 0.05, "steps": 10**6}
     return {
         "sgd": optax.sgd(0.1, momentum=0.9),
         "adam": optax.adam(1e-3),
-        "dessilbi": ours(lean=False),
-        "dessilbi lean": ours(lean=True),
-        "dessilbi lean, single weights": ours(lean=True, structure=dl.weights),
+        "paper": ours(variant="paper"),
+        "paper, lean": ours(variant="paper", lean=True),
+        "toolbox": ours(variant="toolbox"),
+        "toolbox, lean": ours(variant="toolbox", lean=True),
+        "paper, lean, single weights": ours(variant="paper", lean=True, structure=dl.weights),
+        "paper, lean, automatic λ": ours(variant="paper", lean=True, **auto),
     }
 
 

@@ -230,7 +230,7 @@ def estimate(
     leaves: Sequence[LeafGroups],
     penalties: Sequence[Penalty],
     v: Sequence[jax.Array],
-    speed: Sequence[jax.Array],
+    speeds: Callable[[], Sequence[jax.Array]],
     count: jax.Array,
     target: Target,
     clock: Callable[[Any, Any], jax.Array],
@@ -240,7 +240,8 @@ def estimate(
     Args:
         state: what was found so far.
         lam: λ now in force, infinite before the first estimate.
-        leaves, penalties, v, speed: one entry each for every structured leaf; speed is W − Γ.
+        leaves, penalties, v: one entry each for every structured leaf.
+        speeds: gives W − Γ of each; a function, so that it is only computed when needed.
         count: updates made, this one included.
         target: the density asked for.
         clock: travel between two steps.
@@ -256,7 +257,7 @@ def estimate(
         def level_after(distance: Any, density: Any, active: Any = True) -> jax.Array:
             def moved() -> list[jax.Array]:
                 return [a + distance.astype(jnp.real(a).dtype) * b
-                        for a, b in zip(v, speed, strict=True)]
+                        for a, b in zip(v, speeds(), strict=True)]
 
             return level(
                 leaves, penalties, scale, moved, density, target.by_group, due & active

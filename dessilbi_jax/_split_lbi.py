@@ -27,13 +27,14 @@ class SplitLBI(NamedTuple):
     Attributes:
         init: parameters → state.
         couple: (updates, state, parameters) → updates with (W − Γ)/ν added.
-        advance: (state, parameters, read_before) → state with V and Γ one step on. Arrays of
-            `read_before`, a tree like the parameters, are written before V is overwritten.
+        advance: (state, parameters, read_before) → state with V and Γ one step on, and for each
+            leaf the arrays that read W. Arrays of `read_before`, a tree like the parameters, are
+            written before V is overwritten.
     """
 
     init: Callable[[Any], SplitLBIState]
     couple: Callable[[Any, SplitLBIState, Any], Any]
-    advance: Callable[..., SplitLBIState]
+    advance: Callable[..., tuple[SplitLBIState, list[tuple[jax.Array, ...]]]]
 
 
 def split_lbi(
@@ -147,35 +148,42 @@ def split_lbi(
 
     def advance(
         state: SplitLBIState, params: optax.Params, read_before: optax.Updates | None = None
-    ) -> SplitLBIState:
+    ) -> tuple[SplitLBIState, list[tuple[jax.Array, ...]]]:
         groups, treedef, w, v, shrink, gamma = leaves_of(state, params)
-        first = [()] * len(v)
+        first: list[tuple[jax.Array, ...]] = [()] * len(v)
         if read_before is not None:
             first = [(u,) for u in treedef.flatten_up_to(read_before)]
         open_ = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
         penalties = {i: groups[i].penalty or default_penalty for i in open_}
         pace = rate_at(state) / (kappa * nu)
-        speed: dict[int, jax.Array] = {}
+        readers: list[tuple[jax.Array, ...]] = [()] * len(v)
         skipped = state.skipped
         for i in open_:
             here, old = order.apart(w[i], v[i])
             difference = here.astype(old.dtype) - rebuilt(groups[i], old, shrink[i], gamma[i])
-            speed[i] = jnp.where(jnp.isfinite(difference), difference, 0)
+            speed = jnp.where(jnp.isfinite(difference), difference, 0)
+            v[i] = old + order.after(_cast(pace, old), *first[i]) * speed
             # Γ is finite since V is kept so: it is W that can fail.
-            skipped = skipped + _not_finite(w[i])
-            v[i] = old + order.after(_cast(pace, old), *first[i]) * speed[i]
+            failed = _not_finite(w[i])
+            skipped = skipped + failed
+            readers[i] = (v[i], failed)
         count = optax.safe_increment(state.count)
         found = state.auto
         new_lam = lam_at(state.count)
         scale: list[Any] = [1.0] * len(open_)
         if target is not None and open_:
+
+            def speeds() -> list[jax.Array]:
+                now = [w[i].astype(v[i].dtype) - apply_shrink(v[i], shrink[i]) for i in open_]
+                return [jnp.where(jnp.isfinite(x), x, 0) for x in now]
+
             clock = functools.partial(automatic.travel, learning_rate, kappa=kappa, nu=nu)
             new_lam, found = automatic.estimate(
                 state.auto, state.lam, [groups[i] for i in open_],
-                [penalties[i] for i in open_], [v[i] for i in open_],
-                [speed[i] for i in open_], count, target, clock,
+                [penalties[i] for i in open_], [v[i] for i in open_], speeds, count, target, clock,
             )  # fmt: skip
             scale = list(found.scale)
+            readers = [(*arrays, new_lam) for arrays in readers]
         # Γ' takes the place of the old Γ, which nothing may need by then.
         one = 1.0 if lean else order.after(1.0, *(gamma[i] for i in open_))
         for i, relative in zip(open_, scale, strict=True):
@@ -183,7 +191,7 @@ def split_lbi(
             shrink[i] = penalties[i].shrink(v[i], groups[i], lam_i, kappa)
             if not lean:
                 gamma[i] = _cast(one, v[i]) * apply_shrink(v[i], shrink[i])
-        return SplitLBIState(
+        advanced = SplitLBIState(
             count=count,
             v=jax.tree.unflatten(treedef, v),
             gamma=() if lean else jax.tree.unflatten(treedef, gamma),
@@ -192,6 +200,7 @@ def split_lbi(
             skipped=skipped,
             auto=found,
         )
+        return advanced, readers
 
     return SplitLBI(init, couple, advance)
 

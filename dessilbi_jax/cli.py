@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, TextIO
 from dessilbi_jax.train.config import OPTIMIZERS, SCHEDULES, STRUCTURES, VARIANTS, near_miss
 from dessilbi_jax.train.presets import PRESETS, get_preset, with_options
 
+_EXTRA = "dessilbi_jax[train]"
 _COMMANDS = ("train", "demo", "report", "presets", "describe", "info")
 # Options that are fields of TrainConfig: how they are read, and what they are.
 _OPTIONS: dict[str, tuple[Any, str]] = {
@@ -144,6 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if debug:
                 raise
             _say(f"error: {error}")
+            return 2
+        except ModuleNotFoundError as error:
+            if debug:
+                raise
+            _say(f"error: {error}: install what the command needs by pip install '{_EXTRA}'")
             return 2
         except Exception as error:
             if debug:

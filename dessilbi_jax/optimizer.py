@@ -99,7 +99,7 @@ def add_split_lbi(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **_: Any
     ) -> tuple[optax.Updates, Any]:
-        return split.couple(updates, state, params), split.advance(state, params)
+        return split.couple(updates, state, params), split.advance(state, params)[0]
 
     return optax.GradientTransformationExtraArgs(split.init, update)
 
@@ -262,17 +262,16 @@ def _around(
         updates = split.couple(updates, state.split, params)
         updates, behind_state = behind.update(updates, state.behind, params, **extra)
         updates = jax.tree.map(lambda u: order.apart(u)[0], updates)
-        split_state = split.advance(state.split, params, updates)
+        split_state, readers = split.advance(state.split, params, updates)
         rate: Any = -1.0 if learning_rate is None else learning_rate
         if callable(rate):
             rate = rate(state.split.count)
-
-        def step(u: jax.Array, v: jax.Array) -> jax.Array:
-            # What has to read W before it is overwritten; a dense leaf has no V.
-            written = [] if v.dtype == bool else [v, split_state.skipped]
-            return order.after(jnp.asarray(-rate, u.dtype), *written) * u
-
-        updates = jax.tree.map(step, updates, split_state.v)
+        leaves, treedef = jax.tree.flatten(updates)
+        leaves = [
+            order.after(jnp.asarray(-rate, u.dtype), *read) * u
+            for u, read in zip(leaves, readers, strict=True)
+        ]
+        updates = jax.tree.unflatten(treedef, leaves)
         updates, last_state = last.update(updates, state.last, params, **extra)
         return updates, DessiLBIState(before_state, split_state, behind_state, last_state)
 

@@ -116,7 +116,9 @@ def soft_threshold(v: jax.Array, lam: jax.Array | float) -> jax.Array:
     return v - jnp.clip(v, -lam, lam)
 
 
-def group_soft_threshold(v: jax.Array, lam: jax.Array | float, counts: tuple[int, ...]) -> jax.Array:
+def group_soft_threshold(
+    v: jax.Array, lam: jax.Array | float, counts: tuple[int, ...]
+) -> jax.Array:
     """argmin_X ½‖X − V‖² + λ Σ_g ‖X_g‖₂: V_g·max(0, 1 − λ/‖V_g‖), zero for a zero group.
 
     Args:

@@ -180,6 +180,7 @@ def test_debug_shows_the_traceback(tmp_path):
         (PermissionError(13, "Permission denied", "/x"), 2, "Permission denied: '/x'"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "error: MemoryError"),
+        (ModuleNotFoundError("No module named 'flax'"), 2, "pip install 'dessilbi_jax[train]'"),
     ],
 )
 def test_exit_codes(error, code, line, monkeypatch, capsys):

@@ -447,7 +447,9 @@ def test_plain_trees_with_rules(container):
 
 
 def test_a_bare_array():
-    params, state = _train(jax.random.normal(jax.random.key(0), (4, 6)), structure=[("", (0,))], lam=1.4)
+    params, state = _train(
+        jax.random.normal(jax.random.key(0), (4, 6)), structure=[("", (0,))], lam=1.4
+    )
     _check_reading(params, state, [""])
 
 

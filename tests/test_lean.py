@@ -67,7 +67,9 @@ def test_lean_is_full(name):
     np.testing.assert_allclose(lean.lam, full.lam, rtol=1e-6)
     inner = dl.get_state(lean.last_state)
     assert inner.gamma == ()
-    chex.assert_trees_all_equal_shapes_and_dtypes(inner.shrink, dl.get_state(full.last_state).shrink)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        inner.shrink, dl.get_state(full.last_state).shrink
+    )
     for leaf in ("conv", "fc"):  # some groups in, some out
         assert 0 < opened(dl.support(lean.last_state)[leaf]["kernel"]) < 1
 

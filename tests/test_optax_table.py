@@ -195,7 +195,10 @@ def test_dtypes_of_updates_and_state(name, dtype):
         updates, new_state = jax.eval_shape(tx.update, params, state, params)
         assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
         before, after = (
-            [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(jax.eval_shape(lambda s: s, s))]
+            [
+                (x.shape, x.dtype, x.weak_type)
+                for x in jax.tree.leaves(jax.eval_shape(lambda s: s, s))
+            ]
             for s in (state, new_state)
         )
         assert before == after

@@ -18,10 +18,12 @@ NESTS = {
     "named chain": lambda tx: optax.named_chain(("clip", optax.clip(1e3)), ("sparse", tx)),
     "multi steps": lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
     "apply if finite": lambda tx: optax.apply_if_finite(tx, 3),
-    "inject": lambda tx: optax.inject_hyperparams(lambda scale: optax.chain(optax.scale(scale), tx))(
-        scale=1.0
+    "inject": lambda tx: optax.inject_hyperparams(
+        lambda scale: optax.chain(optax.scale(scale), tx)
+    )(scale=1.0),
+    "partition": lambda tx: optax.partition(
+        {"all": tx}, lambda p: jax.tree.map(lambda _: "all", p)
     ),
-    "partition": lambda tx: optax.partition({"all": tx}, lambda p: jax.tree.map(lambda _: "all", p)),
     "masked": lambda tx: optax.masked(tx, lambda p: jax.tree.map(lambda _: True, p)),
     "wrap": lambda tx: dl.wrap(optax.sgd(0.1), 0.1, **OPTIONS),
     "conditional": lambda tx: optax.transforms.conditionally_transform(tx, lambda step: True),
@@ -188,7 +190,9 @@ def test_a_state_of_the_other_form_is_an_error(lean):
         dl.dessilbi(0.1, **OPTIONS, lean=lean).update(params, state, params)
 
 
-@pytest.mark.parametrize("tx", [dl.dessilbi(0.1, **OPTIONS), dl.wrap(optax.sgd(0.1), 0.1, **OPTIONS)])
+@pytest.mark.parametrize(
+    "tx", [dl.dessilbi(0.1, **OPTIONS), dl.wrap(optax.sgd(0.1), 0.1, **OPTIONS)]
+)
 def test_update_without_parameters_is_an_error(tx):
     params = network()
     with pytest.raises(ValueError, match=r"tx\.update\(updates, state, params\)"):
