@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -24,7 +23,12 @@ from benchmarks import lenet300 as bench
 from benchmarks.common import RESULTS, write
 from dessilbi_jax import data, models
 
-NETWORKS = {"lenet300": "mnist", "lenet5": "mnist", "vgg-small": "cifar10", "resnet-small": "cifar10"}
+NETWORKS = {
+    "lenet300": "mnist",
+    "lenet5": "mnist",
+    "vgg-small": "cifar10",
+    "resnet-small": "cifar10",
+}
 TARGETS = [("weights", d) for d in (0.02, 0.05, 0.1, 0.3)] + [("filters", d) for d in (0.3, 0.5)]
 FACTORS: dict[str, list[Any]] = {
     "network": list(NETWORKS),

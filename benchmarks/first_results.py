@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--at", type=float, default=1.0)
     args = parser.parse_args()
     started = time.time()
-    config = {name: value for name, value in vars(args).items() if name not in ("data_dir", "seeds")}
+    config = {
+        name: value for name, value in vars(args).items() if name not in ("data_dir", "seeds")
+    }
     runs = bench.Runs(RESULTS / "first_results.jsonl")
     rows = []
     for seed in range(args.seeds):

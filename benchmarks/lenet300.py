@@ -99,10 +99,15 @@ def random_like(mask: Any, seed: int) -> Any:
 
 
 def retrained(
-    arrays: dict[str, jax.Array], definition: Any, params: Any, mask: Any, rate: Any, epochs: int,
+    arrays: dict[str, jax.Array],
+    definition: Any,
+    params: Any,
+    mask: Any,
+    rate: Any,
+    epochs: int,
     seed: int,
 ) -> Any:
-    """Parameters after training from `params` with the weights outside the mask held at zero."""  # fmt: skip
+    """Trains from `params` with the weights outside the mask held at zero."""
     tx = optax.chain(optax.sgd(rate, MOMENTUM), dl.keep_support(mask))
     return train(arrays, definition, dl.project(params, mask), tx, epochs, seed)[0]
 

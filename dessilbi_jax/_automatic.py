@@ -185,9 +185,9 @@ def level(
 def relative_scale(leaves: Sequence[LeafGroups], v: Sequence[jax.Array]) -> list[jax.Array]:
     """λ of each leaf relative to the others: its rule's λ, evened between kinds of groups.
 
-    Leaves of one kind (the same spec, all of groups or all of elements) share one scale, so that they compete with each other by
-    the size of their V; between kinds, λ follows the mean group norm of V, in units of the first
-    kind's.
+    Leaves of one kind (the same spec, all of groups or all of elements) share one scale, so that
+    they compete with each other by the size of their V; between kinds, λ follows the mean group
+    norm of V, in units of the first kind's.
     """
     kind = [(leaf.spec, leaf.elementwise) for leaf in leaves]
     norms = [group_norm(value, leaf.counts or ()) for leaf, value in zip(leaves, v, strict=True)]
@@ -198,9 +198,7 @@ def relative_scale(leaves: Sequence[LeafGroups], v: Sequence[jax.Array]) -> list
         mean[each] = total / sum(leaves[i].groups for i in members)
     size = {each: jnp.where(value > 0, value, 1) for each, value in mean.items()}
     unit = size[kind[0]]  # so that λ keeps its meaning while V grows
-    return [
-        size[each] / unit * (leaf.lam or 1.0) for leaf, each in zip(leaves, kind, strict=True)
-    ]
+    return [size[each] / unit * (leaf.lam or 1.0) for leaf, each in zip(leaves, kind, strict=True)]
 
 
 def kept_speed(decay: jax.Array, distance: jax.Array) -> jax.Array:
@@ -256,12 +254,12 @@ def estimate(
 
         def level_after(distance: Any, density: Any, active: Any = True) -> jax.Array:
             def moved() -> list[jax.Array]:
-                return [a + distance.astype(jnp.real(a).dtype) * b
-                        for a, b in zip(v, speeds(), strict=True)]
+                return [
+                    a + distance.astype(jnp.real(a).dtype) * b
+                    for a, b in zip(v, speeds(), strict=True)
+                ]
 
-            return level(
-                leaves, penalties, scale, moved, density, target.by_group, due & active
-            )
+            return level(leaves, penalties, scale, moved, density, target.by_group, due & active)
 
         density = jnp.asarray(target.density, jnp.float32)
         now = level_after(jnp.zeros([]), density)
@@ -279,9 +277,7 @@ def estimate(
         middle = jnp.floor(jnp.asarray(target.step) / 2).astype(jnp.int32)
         to_middle = clock(count, middle)
         before = count <= middle
-        half = level_after(
-            to_middle * kept_speed(decay, to_middle), HALF_WAY * density, before
-        )
+        half = level_after(to_middle * kept_speed(decay, to_middle), HALF_WAY * density, before)
         chosen = jnp.where(before, jnp.maximum(final, half), final)
         at = jnp.minimum(number, len(MOMENTS) - 1)
         return chosen, Automatic(

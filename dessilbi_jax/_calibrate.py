@@ -70,7 +70,7 @@ def calibrate(
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} must be positive and finite, got {value}")
     leaves = resolve(structure, params)
-    treedef = jax.tree.structure(params)
+    treedef: Any = jax.tree.structure(params)
     if any(leaf.lam is not None for leaf in leaves):
         raise ValueError(
             "calibrate finds one λ for all leaves, but a rule has its own; leave it out, or use "
@@ -180,4 +180,3 @@ def step_size_bound(
         return jax.lax.fori_loop(0, iterations, step, (direction, norm(direction)))[1]
 
     return float(2 / (iterate(start) + 1 / nu))
-

@@ -89,13 +89,15 @@ def diagnose(
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
     now = get_state(state, merge=True)
-    treedef = jax.tree.structure(params)
+    treedef: Any = jax.tree.structure(params)
     rows = _rows(treedef, now)
     w = treedef.flatten_up_to(params)
     squared = inner = jnp.zeros([])
     nearest = 0.0
     chosen = total = 0
-    before = None if previous_state is None else _rows(treedef, get_state(previous_state, merge=True))
+    before = (
+        None if previous_state is None else _rows(treedef, get_state(previous_state, merge=True))
+    )
     count = int(now.count)
     left = 0.0
     if steps is not None:

@@ -13,8 +13,8 @@ import optax
 from dessilbi_jax import _automatic as automatic
 from dessilbi_jax import _order as order
 from dessilbi_jax.prox import Penalty, Shrink, apply_shrink
-from dessilbi_jax.state import SplitLBIState, check_state, shrink_leaves, shrink_trees
 from dessilbi_jax.rules import StructureLike, as_structure, resolve
+from dessilbi_jax.state import SplitLBIState, check_state, shrink_leaves, shrink_trees
 from dessilbi_jax.structure import LeafGroups
 
 ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
@@ -123,7 +123,7 @@ def split_lbi(
                 "DessiLBI needs the parameters: call tx.update(updates, state, params)"
             )
         groups = resolve(structure, params)
-        treedef = jax.tree.structure(params)
+        treedef: Any = jax.tree.structure(params)
         check_state(groups, treedef, state, lean, auto)
         gamma = [None] * len(groups) if lean else treedef.flatten_up_to(state.gamma)
         return (
@@ -134,9 +134,7 @@ def split_lbi(
     def rate_at(state: SplitLBIState) -> Any:
         return learning_rate(state.count) if callable(learning_rate) else learning_rate
 
-    def couple(
-        updates: optax.Updates, state: SplitLBIState, params: optax.Params
-    ) -> optax.Updates:
+    def couple(updates: optax.Updates, state: SplitLBIState, params: optax.Params) -> optax.Updates:
         groups, treedef, w, v, shrink, gamma = leaves_of(state, params)
         strength = -rate_at(state) / nu if finished else 1 / nu
         u = treedef.flatten_up_to(updates)
@@ -213,6 +211,7 @@ def check_number(
         return
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    value = float(value)
     if not (low <= value if low_allowed else low < value) or not value < high:
         left = "[" if low_allowed else "("
         raise ValueError(f"{name} must be finite and lie in {left}{low:g}, {high:g}), got {value}")

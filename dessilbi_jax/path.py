@@ -105,7 +105,7 @@ class SolutionPath:
             fresh = bits & (entry < 0)
             entry[fresh] = len(self._steps)
             np.copyto(rank, strength[path], where=fresh | (entry < 0))
-        for name in set(self._metrics) | set(metrics):
+        for name in sorted(set(self._metrics) | set(metrics)):
             column = self._metrics.setdefault(name, [math.nan] * len(self._steps))
             column.append(float(metrics.get(name, math.nan)))
         self._steps.append(int(step))

@@ -51,8 +51,8 @@ class Rules:
     def resolve(self, params: Any) -> list[LeafGroups]:
         """The groups of every leaf of `params`, in the order of its leaves."""
         named = leaf_paths(params)
-        matched = {i: 0 for i in range(len(self.rules))}
-        hidden = {i: 0 for i in range(len(self.rules))}
+        matched = dict.fromkeys(range(len(self.rules)), 0)
+        hidden = dict.fromkeys(range(len(self.rules)), 0)
         out = []
         for path, leaf in named:
             hits = [i for i, rule in enumerate(self.rules) if re.search(rule[0], path)]
@@ -101,7 +101,8 @@ class _FromCallable:
     function: Callable[[Any], Any]
 
     def resolve(self, params: Any) -> list[LeafGroups]:
-        specs = jax.tree.structure(params).flatten_up_to(self.function(params))
+        treedef: Any = jax.tree.structure(params)
+        specs = treedef.flatten_up_to(self.function(params))
         named = leaf_paths(params)
         return [
             _leaf_from_spec(path, leaf, spec, {})
@@ -119,7 +120,9 @@ def resolve(structure: StructureLike, params: Any) -> list[LeafGroups]:
     """
     leaves = as_structure(structure).resolve(params)
     if leaves and all(leaf.counts is None for leaf in leaves):
-        listing = "; ".join(f"{leaf.path or '(root)'} {leaf.shape}: {leaf.reason}" for leaf in leaves)
+        listing = "; ".join(
+            f"{leaf.path or '(root)'} {leaf.shape}: {leaf.reason}" for leaf in leaves
+        )
         raise ValueError(
             "the structure leaves every parameter dense, so nothing could become sparse "
             f"({listing}). Under `optax.flatten` there are no kernels left to recognise: put "

@@ -27,7 +27,7 @@ class SplitLBIState(NamedTuple):
         auto: `Automatic`, the estimates of λ so far; the empty tuple when λ is given.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
     v: Any
     gamma: Any
     shrink: Shrink
@@ -196,7 +196,9 @@ def _is_hidden(x: Any) -> bool:
 
 def _overlay(trees: Sequence[Any]) -> Any:
     """Every leaf from the first tree that does not hide it."""
-    flat = [jax.tree.flatten(tree, is_leaf=_is_hidden) for tree in trees]
+    flat: list[tuple[list[Any], Any]] = [
+        jax.tree.flatten(tree, is_leaf=_is_hidden) for tree in trees
+    ]
     if any(treedef != flat[0][1] for _, treedef in flat):
         raise ValueError("states of different parameter trees cannot be merged; pick one")
     leaves = [

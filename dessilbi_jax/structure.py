@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 
-
 @dataclasses.dataclass(frozen=True)
 class LeafGroups:
     """The groups of one leaf of the parameters.

@@ -12,7 +12,7 @@ from flax import nnx
 
 import dessilbi_jax as dl
 from dessilbi_jax import _automatic as automatic
-from dessilbi_jax import data, models
+from dessilbi_jax import data
 from dessilbi_jax.prox import Penalty
 from dessilbi_jax.rules import resolve
 

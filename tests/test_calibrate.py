@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_automatic import STEPS, run, small_net
 
 import dessilbi_jax as dl
-from test_automatic import STEPS, run, small_net
 
 SETTINGS = {"nu": 100.0, "momentum": 0.9, "variant": "toolbox", "structure": dl.weights}
 
@@ -16,9 +16,7 @@ def test_a_probe_predicts_lambda():
     """λ from the first third of a run gives the density asked at the end of another."""
     closed = dl.dessilbi(0.02, lam=1e6, **SETTINGS)
     params, state, _ = run(closed, steps=70)
-    lam = dl.calibrate(
-        params, dl.weights, 0.02, STEPS, nu=100.0, density=0.1, probe=state
-    )
+    lam = dl.calibrate(params, dl.weights, 0.02, STEPS, nu=100.0, density=0.1, probe=state)
     _, _, path = run(dl.dessilbi(0.02, lam=lam, **SETTINGS))
     assert path.density()[-1] == pytest.approx(0.1, rel=0.5)
 
@@ -92,9 +90,7 @@ def test_lyapunov_value_never_rises_below_the_bound(structure, kappa):
             params = optax.apply_updates(params, updates)
             if not np.isfinite(params["kernel"]).all():
                 return values, params, state
-            found = dl.diagnose(
-                loss, params, state, before, learning_rate=rate, nu=nu, kappa=kappa
-            )
+            found = dl.diagnose(loss, params, state, before, learning_rate=rate, nu=nu, kappa=kappa)
             values.append(found.lyapunov)
         return values, params, state
 
@@ -114,6 +110,7 @@ def test_lyapunov_value_never_rises_below_the_bound(structure, kappa):
 
 def test_diagnosis_speaks_plainly():
     _, params = small_net()
+
     def loss(params):
         return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
 
@@ -123,9 +120,7 @@ def test_diagnosis_speaks_plainly():
     assert any("cannot open within this run" in w for w in found.warnings)
     assert any("acts as weight decay of 0.01" in w for w in found.warnings)
     assert found.density == 0
-    assert found.augmented_loss == pytest.approx(
-        found.loss + found.distance**2 / 200, rel=1e-5
-    )
+    assert found.augmented_loss == pytest.approx(found.loss + found.distance**2 / 200, rel=1e-5)
     assert "warning: " in str(found)
     fine = dl.diagnose(loss, params, state, learning_rate=0.02, nu=100.0)
     assert fine.warnings == ()

@@ -1,0 +1,67 @@
+"""DessiLBI between the parts of an optimizer, written in place."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dessilbi_jax import _order as order
+from dessilbi_jax._split_lbi import ScalarOrSchedule, SplitLBI
+from dessilbi_jax.state import SplitLBIState
+
+
+class DessiLBIState(NamedTuple):
+    """State of `dessilbi` and `wrap`: that of the parts around the coupling, and its own."""
+
+    before: Any
+    split: SplitLBIState
+    behind: Any
+    last: Any
+
+
+def around(
+    before: optax.GradientTransformation,
+    split: SplitLBI,
+    behind: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule | None = None,
+    last: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """chain(before, coupling, behind, −learning_rate, last), with V advanced behind `behind`.
+
+    It computes what `optax.chain` would; but since V moves only after the updates have read it,
+    everything can be written in place (`_order`).
+    """
+    before, behind, last = (
+        optax.with_extra_args_support(tx or optax.identity()) for tx in (before, behind, last)
+    )
+
+    def init(params: optax.Params) -> DessiLBIState:
+        return DessiLBIState(
+            before.init(params), split.init(params), behind.init(params), last.init(params)
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: DessiLBIState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, DessiLBIState]:
+        updates, before_state = before.update(updates, state.before, params, **extra)
+        updates = split.couple(updates, state.split, params)
+        updates, behind_state = behind.update(updates, state.behind, params, **extra)
+        updates = jax.tree.map(lambda u: order.apart(u)[0], updates)
+        split_state, readers = split.advance(state.split, params, updates)
+        rate: Any = -1.0 if learning_rate is None else learning_rate
+        if callable(rate):
+            rate = rate(state.split.count)
+        leaves, treedef = jax.tree.flatten(updates)
+        leaves = [
+            order.after(jnp.asarray(-rate, u.dtype), *read) * u
+            for u, read in zip(leaves, readers, strict=True)
+        ]
+        updates = jax.tree.unflatten(treedef, leaves)
+        updates, last_state = last.update(updates, state.last, params, **extra)
+        return updates, DessiLBIState(before_state, split_state, behind_state, last_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
