@@ -121,7 +121,8 @@ def travel(learning_rate: Any, start: Any, stop: Any, kappa: Any, nu: Any) -> ja
 
         total = jax.lax.fori_loop(start, stop, add, jnp.zeros([], jnp.float32))
     else:
-        total = jnp.asarray(learning_rate, jnp.float32) * jnp.maximum(stop - start, 0)
+        distance = jnp.maximum(stop - start, 0).astype(jnp.float32)
+        total = jnp.asarray(learning_rate, jnp.float32) * distance
     return total / (kappa * nu)
 
 
@@ -143,7 +144,7 @@ def fractions(
             elements = elements + chosen
             by_group = shrink.strength > 1 if shrink.strength.dtype != bool else None
             open_groups = chosen if by_group is None else jnp.sum(by_group, dtype=jnp.int32)
-            groups = groups + open_groups
+            groups = groups + open_groups.astype(jnp.float32)
     return (
         elements / sum(leaf.size for leaf in leaves),
         groups / sum(leaf.groups for leaf in leaves),

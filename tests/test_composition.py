@@ -53,7 +53,7 @@ def test_wrapped_sgd_is_the_alias(plain):
 
 
 def test_variants_without_momentum_are_one(plain):
-    assert_same(trajectory(dl.dessilbi(0.1, variant="toolbox", **OPTIONS), network(), 12), plain)
+    assert_same(trajectory(dl.dessilbi(0.1, variant="paper", **OPTIONS), network(), 12), plain)
 
 
 def test_scale_behind_the_coupling_changes_the_step_of_w_alone():
@@ -96,7 +96,7 @@ def test_partition_trains_every_part_by_its_own(partition, plain):
     }
 
     def labels(params):
-        return {layer: jax.tree.map(lambda _: layer, sub) for layer, sub in params.items()}
+        return {layer: dict.fromkeys(leaves, layer) for layer, leaves in params.items()}
 
     tx, params = partition(parts, labels), network()
     state, update = tx.init(params), jax.jit(tx.update)
@@ -221,15 +221,11 @@ DONATED = {
 }
 
 
-@pytest.fixture(params=["one device", "several devices"])
-def order(request, monkeypatch):
-    """The order of the update for a single CPU device, and for all other machines."""
-    monkeypatch.setattr(_order, "matters", lambda: request.param == "one device")
-
-
-@pytest.mark.usefixtures("order")
-@pytest.mark.parametrize("which", DONATED)
-def test_parameters_and_state_can_be_donated(which):
+@pytest.mark.parametrize(
+    ("which", "alone"), [*((which, True) for which in DONATED), ("full", False)]
+)
+def test_parameters_and_state_can_be_donated(which, alone, monkeypatch):
+    monkeypatch.setattr(_order, "matters", lambda: alone)  # as on a single CPU device
     options = dict(DONATED[which])
     if which == "lam is an array":
         options["lam"] = jnp.array(options["lam"])
@@ -255,15 +251,18 @@ def test_parameters_and_state_can_be_donated(which):
         assert_trees_close((params, dl.get_state(state)), (w, dl.get_state(expected)))
 
 
-@pytest.mark.usefixtures("order")
-@pytest.mark.parametrize("options", [OPTIONS, AUTO], ids=["number", "auto"])
-def test_vmap_over_seeds_is_the_separate_runs(options):
+@pytest.mark.parametrize(
+    ("options", "alone"), [(OPTIONS, True), (AUTO, True), (AUTO, False)],
+    ids=["number", "auto", "auto-on-several-devices"],
+)  # fmt: skip
+def test_vmap_over_seeds_is_the_separate_runs(options, alone, monkeypatch):
+    monkeypatch.setattr(_order, "matters", lambda: alone)
     tx = dl.dessilbi(0.1, **options)
     seeds = [network(), jax.tree.map(lambda x: x[::-1] * 1.5, network())]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *seeds)
     run = runner(tx, 18)
     batch = jax.vmap(run)(stacked, jax.vmap(tx.init)(stacked))
-    if options is AUTO:  # also where all seeds share one clock
+    if options is AUTO and alone:  # also where all seeds share one clock
         shared = jax.vmap(lambda p: run(p, tx.init(p)))(stacked)
         assert_trees_close(shared.gamma, batch.gamma)
     for i, seed in enumerate(seeds):

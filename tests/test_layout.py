@@ -15,7 +15,7 @@ PACKAGE = Path(dessilbi_jax.__file__).parent
 # Each imports only what stands before it. A new module has to be given its place here.
 ORDER = [
     "structure", "rules", "prox", "state", "kernels", "_order", "_automatic", "_calibrate",
-    "_split_lbi", "optimizer", "_diagnose", "ticket", "path", "_channels", "_slim",
+    "_split_lbi", "_around", "optimizer", "_diagnose", "ticket", "path", "_channels", "_slim",
     "__init__", "report", "train", "cli", "__main__",
 ]  # fmt: skip
 # Packages of their own, which know nothing of ours.

@@ -1,5 +1,6 @@
 """The solution path: exact supports, orders and sizes, and a file that is whole or refused."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -215,7 +216,7 @@ def test_lean_and_full_states_record_the_same():
 
 def test_a_partition_is_recorded_as_a_whole():
     parts = {k: dl.dessilbi(1.0, nu=1.0, lam=0.7) for k in ("conv", "fc")}
-    tx = optax.partition(parts, lambda p: {k: jax.tree.map(lambda _: k, p[k]) for k in p})
+    tx = optax.partition(parts, lambda p: {k: dict.fromkeys(p[k], k) for k in p})
     v = jax.tree.map(jnp.asarray, make_v(4))
     _, state = tx.update(jax.tree.map(jnp.zeros_like, v), tx.init(v), v)
     path, whole = dl.SolutionPath(), dl.SolutionPath()
@@ -408,20 +409,20 @@ def _load_damaged(damaged, previous):
             file.with_name("path.npz.previous").write_bytes(previous)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            try:
-                path = dl.SolutionPath.load(file)
-            except ValueError as error:
-                assert str(file) in str(error)
-                assert previous is None
+            if previous is None:
+                with contextlib.suppress(ValueError):
+                    path = dl.SolutionPath.load(file)
+                    assert not caught
+                    return path, False
                 return None
+            path = dl.SolutionPath.load(file)  # with a whole one beside it there is no error
         warned = [str(w.message) for w in caught]
         assert all(str(file) in message and "previous" in message for message in warned)
         return path, bool(warned)
 
 
 def _check_damaged(damaged, versions, with_previous):
-    old, new = versions
-    result = _load_damaged(damaged, old if with_previous else None)
+    result = _load_damaged(damaged, versions[0] if with_previous else None)
     if result is None:
         return
     path, warned = result

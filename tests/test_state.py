@@ -160,7 +160,7 @@ def test_states_of_different_trees_do_not_merge():
 
 
 def test_parameters_of_another_network_are_an_error(expected):
-    with pytest.raises(ValueError, match="1 leaves.*4"):
+    with pytest.raises(ValueError, match=r"1 leaves.*4"):
         dl.gamma(expected[1], {"kernel": jnp.ones((2, 2))})
 
 

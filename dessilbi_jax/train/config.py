@@ -89,7 +89,7 @@ class TrainConfig:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    variant: Literal["paper", "toolbox"] = "paper"
+    variant: Literal["paper", "toolbox"] = "toolbox"
     kappa: float = 1.0
     nu: float = 100.0
     lam: float | Literal["auto"] = "auto"
@@ -146,9 +146,9 @@ class TrainConfig:
                     f"density={self.density} is what lam='auto' aims at and has no meaning with "
                     f"lam={self.lam}: give one of the two"
                 )
-        if self.optimizer == "adam" and self.variant != "paper":
+        if self.optimizer == "adam" and self.variant != "toolbox":
             raise ValueError(
-                "variant='toolbox' is about the momentum of sgd; with optimizer='adam' the "
+                "variant='paper' is about the momentum of sgd; with optimizer='adam' the "
                 "coupling stands after Adam's scaling: leave variant out"
             )
         if self.nesterov and (self.optimizer == "adam" or not self.momentum):

@@ -45,7 +45,6 @@ _DEMO = Preset(
         epochs=40,
         batch_size=64,
         learning_rate=0.2,
-        variant="toolbox",
         nu=20.0,
         density=0.1,
     ),
@@ -53,7 +52,8 @@ _DEMO = Preset(
 
 _LENET300 = Preset(
     name="lenet300-mnist",
-    about="LeNet-300-100 (the paper's LeNet-3) on MNIST, to 5 % of the weights, SGD with momentum.",
+    about="LeNet-300-100 (the paper's LeNet-3) on MNIST, to 5 % of the weights, SGD with momentum,"
+    " cosine schedule.",
     command="dessilbi train lenet300-mnist --data-dir DIR",
     expect="",
     input_shape=(28, 28, 1),
@@ -62,6 +62,9 @@ _LENET300 = Preset(
         dataset="mnist",
         epochs=10,
         learning_rate=0.05,
+        schedule="cosine",
+        nu=20.0,
+        structure="weights",
         records_per_epoch=4,
     ),
 )
@@ -78,6 +81,8 @@ _LENET5 = Preset(
         dataset="mnist",
         epochs=10,
         learning_rate=0.02,
+        schedule="cosine",
+        nu=20.0,
         records_per_epoch=4,
     ),
 )
@@ -96,7 +101,6 @@ _VGG = Preset(
         learning_rate=0.05,
         schedule="cosine",
         weight_decay=5e-4,
-        variant="toolbox",
         density=0.5,
         augment=True,
         records_per_epoch=2,
@@ -117,7 +121,6 @@ _RESNET = Preset(
         learning_rate=0.1,
         schedule="cosine",
         weight_decay=5e-4,
-        variant="toolbox",
         density=0.5,
         augment=True,
         records_per_epoch=2,
@@ -169,5 +172,5 @@ def with_options(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     if given.get("lam", "auto") != "auto":
         follow["density"] = None
     if given.get("optimizer") == "adam":
-        follow |= {"variant": "paper", "nesterov": False, "learning_rate": 0.001}
+        follow |= {"variant": "toolbox", "nesterov": False, "learning_rate": 0.001}
     return dataclasses.replace(config, **{**follow, **given})
