@@ -108,7 +108,7 @@ def execute(run: dict[str, Any], data_dir: str, seed: int) -> dict[str, Any]:
         tx = dl.dessilbi(rate, momentum=0.9, variant=variant, **settings)
 
     def loss(params: Any, rest: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
-        model = nnx.merge(definition, params, rest)
+        model = nnx.merge(definition, params, rest, copy=True)
         model.train()
         value = optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
         return value, nnx.split(model, nnx.Param, ...)[2]

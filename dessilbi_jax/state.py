@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dessilbi_jax.prox import Shrink, apply_shrink
+from dessilbi_jax.prox import Shrink, apply_shrink, expand, select
 from dessilbi_jax.structure import LeafGroups
 
 
@@ -165,6 +165,8 @@ def gamma(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
 def support(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
     """The support of Γ as a tree of bool arrays: True = selected; dense leaves are all True.
 
+    A selected group is True as a whole, also where single entries of its V happen to be 0.
+
     Arguments and errors are those of `gamma`.
 
     Example:
@@ -178,7 +180,7 @@ def support(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
     def leaf_support(v: jax.Array, stored: Any, shrink: Shrink, _: Any) -> Any:
         if v.dtype == bool:
             return jnp.ones_like(v)
-        return (apply_shrink(v, shrink) if stored is None else stored) != 0
+        return jnp.broadcast_to(expand(select(v, shrink), v.shape), v.shape)
 
     def hidden(p: jax.Array) -> jax.Array:
         return jnp.ones_like(p, dtype=bool)

@@ -180,9 +180,10 @@ class Structure:
         if len(shape) not in (2, 4, 5) and not self.heads:
             return dense(f"{len(shape)} axes, neither dense nor convolution")
         try:
-            return LeafGroups(path, shape, self.counts(path, shape), self.name)
+            counts = self.counts(path, shape)
         except ValueError as error:
             return dense(str(error))
+        return LeafGroups(path, shape, counts, "weights" if counts == shape else self.name)
 
 
 filters = Structure("filters", conv="o", dense="*")

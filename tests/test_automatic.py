@@ -135,7 +135,7 @@ def test_mixed_structures_are_evened():
 
 
 def test_what_is_found_is_reported():
-    asked, tx = ASKED["toolbox, ν = 50, cosine, 5 % of the weights"]
+    _, tx = ASKED["toolbox, ν = 50, cosine, 5 % of the weights"]
     _, state, path = run(tx)
     found = dl.get_state(state)
     assert found.auto.steps.tolist() == [20, 40, 60, 80, 100, 120, 140, 160]
@@ -146,7 +146,6 @@ def test_what_is_found_is_reported():
 
 def test_rules_lam_are_relative_weights():
     """A leaf with a larger λ opens less."""
-    definition, params = small_net()
     even = [(r"fc\d/kernel", dl.weights)]
     uneven = [(r"fc1/kernel", dl.weights, {"lam": 3.0}), (r"fc2/kernel", dl.weights, {"lam": 1.0})]
     share = []

@@ -23,8 +23,9 @@ FILTERS = [(r"^(conv1|fc)/weight$", dl.filters)]
 AXES = [(r"^conv1/weight$", (0,)), (r"^fc/weight$", (0, 1))]
 
 
-def paper(lr, kappa, nu, lam=1.0, structure=FILTERS, **options):
+def paper(lr, kappa, nu, lam=1.0, structure=FILTERS, variant="paper", **options):
     """The paper's α is `learning_rate / kappa`."""
+    options |= {"variant": variant}
     return lambda lean: dl.dessilbi(lr * kappa, kappa, nu, lam, structure, lean=lean, **options)
 
 

@@ -94,7 +94,7 @@ def test_what_named_structures_leave_dense_and_why():
         "attention/kernel": "3 axes, neither dense nor convolution",
         "table/kernel": "holds int32",
     }
-    assert leaves["fc/kernel"] == LeafGroups("fc/kernel", (2, 3), (2, 3), "filters")
+    assert leaves["fc/kernel"] == LeafGroups("fc/kernel", (2, 3), (2, 3), "weights")
 
 
 @given(

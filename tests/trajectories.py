@@ -1,5 +1,6 @@
 """Small deterministic problems that the tests of the core share."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,9 @@ import numpy as np
 import optax
 
 import dessilbi_jax as dl
+
+# Runs take microseconds, their compilation seconds, most of which are for optimisation.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def network(dtype: Any = jnp.float32, out: int = 16) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def runner(tx: optax.GradientTransformation, steps: int) -> Any:
         seen = (params, dl.gamma(state), dl.support(state), inner.v, inner.lam)
         return (params, state), seen
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params: Any, state: Any) -> Any:
         (last_params, last_state), seen = jax.lax.scan(step, (params, state), length=steps)
         return Trajectory(*seen, last_params, last_state)

@@ -1,0 +1,136 @@
+"""Every notebook runs from top to bottom as in a checkout, and leaves the numbers it claims."""
+
+import ast
+import os
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+import dessilbi_jax as dl
+
+REPO = Path(__file__).parents[1]
+NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
+QUICKSTART = "01_quickstart"
+
+
+def read(name):
+    return nbformat.read(REPO / "notebooks" / f"{name}.ipynb", as_version=nbformat.NO_CONVERT)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook, kind):
+    return [o for cell in code_cells(notebook) for o in cell.outputs if o.output_type == kind]
+
+
+def lines_of_core(notebook):
+    """The lines a user writes: those of cells tagged `core`, without blanks and comments."""
+    tagged = [c for c in code_cells(notebook) if "core" in c.metadata.get("tags", [])]
+    lines = [line.strip() for cell in tagged for line in cell.source.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """Runs a notebook once, in a folder beside the package as in a checkout: (notebook, folder)."""
+    done = {}
+
+    def execute(name):
+        if name not in done:
+            root = tmp_path_factory.mktemp(name)
+            folder = root / "notebooks"
+            folder.mkdir()
+            # As in a checkout, so that the first cell has to find the package by itself.
+            (root / "dessilbi_jax").symlink_to(Path(dl.__file__).parent, target_is_directory=True)
+            # Eight virtual devices are of no use here; figures are to be shown; nothing may be
+            # installed, nor files be left in the home folder.
+            unwanted = {"XLA_FLAGS", "MPLBACKEND", "PYTHONPATH"}
+            env = {key: value for key, value in os.environ.items() if key not in unwanted}
+            env |= {"PIP_NO_INDEX": "1", "IPYTHONDIR": str(root / "ipython")}
+            env |= {"JAX_PLATFORMS": "cpu", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+            # Without folders to look in, only the running interpreter's own kernel is left.
+            specs = KernelSpecManager(kernel_dirs=[], ensure_native_kernel=True)
+            manager = AsyncKernelManager(
+                kernel_spec_manager=specs, connection_file=str(root / "kernel.json")
+            )
+            notebook = read(name)
+            client = NotebookClient(
+                notebook, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}}
+            )
+            client.execute(env=env, cleanup_kc=True)  # nbclient leaves a manager it is given open
+            done[name] = notebook, folder
+        return done[name]
+
+    return execute
+
+
+@pytest.mark.parametrize("name", [file.stem for file in NOTEBOOKS])
+def test_is_committed_without_outputs_in_the_current_format(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    for cell in code_cells(notebook):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("name", [file.stem for file in NOTEBOOKS])
+def test_installs_the_package_first_and_only_if_it_is_missing(name):
+    first, *rest = (cell.source for cell in code_cells(read(name)))
+    assert '%pip install --quiet "dessilbi_jax[train]"' in first
+    (line,) = (line for line in first.splitlines() if "%pip" in line)
+    assert line.startswith("    "), "must stand under a condition"
+    assert not any("%pip" in source for source in rest)
+
+
+@pytest.mark.parametrize("name", [file.stem for file in NOTEBOOKS])
+def test_runs_without_error_or_warning(executed, name):
+    notebook, _ = executed(name)
+    assert all(cell.execution_count for cell in code_cells(notebook))
+    assert not outputs(notebook, "error")
+    streams = outputs(notebook, "stream")
+    assert not [o.text for o in streams if "Warning" in o.text or "Traceback" in o.text]
+
+
+def test_quickstart_takes_fewer_than_twenty_lines():
+    lines = lines_of_core(read(QUICKSTART))
+    text = "\n".join(lines)
+    assert len(lines) < 20, text
+    # Those lines do go all the way: a network, the optimizer, the path and the ticket.
+    for needed in ("nnx.Linear", "def loss", "dl.dessilbi(", "path.record(", "path.ticket("):
+        assert needed in text
+
+
+def test_quickstart_leaves_the_numbers_it_speaks_of(executed):
+    notebook, _ = executed(QUICKSTART)
+    (result,) = outputs(notebook, "execute_result")
+    numbers = ast.literal_eval(result.data["text/plain"])
+    assert abs(numbers["ticket_density"] - numbers["asked_density"]) <= 1e-3
+    assert 0.8 <= numbers["density_of_gamma"] / numbers["asked_density"] <= 1.2
+    assert numbers["nonzero_outside_ticket"] == 0
+    assert numbers["accuracy"] >= 0.93
+    assert numbers["projected_accuracy"] >= 0.85
+    assert numbers["ticket_accuracy"] >= 0.93
+    assert numbers["ticket_accuracy"] >= numbers["random_accuracy"] + 0.02
+
+
+def test_quickstart_shows_one_picture_and_saves_a_path_that_gives_the_same_ticket(executed):
+    notebook, folder = executed(QUICKSTART)
+    pictures = [o for o in outputs(notebook, "display_data") if "image/png" in o.data]
+    assert len(pictures) == 1
+    path = dl.SolutionPath.load(folder / "quickstart_path.npz")
+    assert len(path) == 40
+    assert path.density()[0] == 0
+    masks = path.ticket(density=0.05).masks
+    kept = {name: int(mask.sum()) for name, mask in masks.items() if name in path.groups}
+    assert sum(kept.values()) == int(0.05 * (64 * 300 + 300 * 10))
+    assert np.isfinite(path.metrics["projected_accuracy"]).all()
