@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(VENV)/bin/dessilbi train demo --out runs/demo --overwrite
 
 test: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

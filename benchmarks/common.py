@@ -36,7 +36,10 @@ def machine() -> dict[str, Any]:
 def write(name: str, result: dict[str, Any], started: float) -> Path:
     """Writes a result at once or not at all, with its command, machine and duration."""
     module = Path(sys.argv[0]).stem
-    command = " ".join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    words = sys.argv[1:]
+    # Where the data lay says nothing to a reader.
+    words = ["DIR" if words[i - 1 : i] == ["--data-dir"] else w for i, w in enumerate(words)]
+    command = " ".join(["python", "-m", f"benchmarks.{module}", *words])
     full = {
         "command": command,
         "machine": machine(),

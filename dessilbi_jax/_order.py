@@ -16,17 +16,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+_SMALL = 2**16  # elements below which a copy costs less than stating the order
 _LARGE = 1e38  # anything below float32's largest number
 
 
-def matters() -> bool:
-    """Whether updates are traced for a single CPU device."""
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
+def matters(array: jax.Array) -> bool:
+    """Whether the order is worth stating: a large array, traced for a single CPU device."""
+    return array.size >= _SMALL and jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The same arrays, to be computed with anew instead of sharing earlier results."""
-    return jax.lax.optimization_barrier(arrays) if matters() else arrays
+    return jax.lax.optimization_barrier(arrays) if matters(arrays[0]) else arrays
 
 
 def after(scalar: Any, *arrays: jax.Array) -> Any:
@@ -36,7 +37,7 @@ def after(scalar: Any, *arrays: jax.Array) -> Any:
     cannot know that it never matters, which is the point.
     """
     arrays = tuple(array for array in arrays if array.size)
-    if not matters() or not arrays:
+    if not any(matters(array) for array in arrays):
         return scalar
     arrays = jax.lax.optimization_barrier(arrays)
     # The largest of a row, not one element: XLA would fuse anything simpler than a reduction

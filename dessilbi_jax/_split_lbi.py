@@ -113,7 +113,7 @@ def split_lbi(
 
     def rebuilt(leaf: LeafGroups, v: jax.Array, shrink: Shrink, gamma: jax.Array) -> jax.Array:
         # Where nothing fuses across results, rebuilding Γ is cheaper than reading it.
-        return apply_shrink(v, shrink) if lean or order.matters() else gamma
+        return apply_shrink(v, shrink) if lean or order.matters(v) else gamma
 
     def leaves_of(
         state: SplitLBIState, params: optax.Params
@@ -155,15 +155,14 @@ def split_lbi(
         penalties = {i: groups[i].penalty or default_penalty for i in open_}
         pace = rate_at(state) / (kappa * nu)
         readers: list[tuple[jax.Array, ...]] = [()] * len(v)
-        skipped = state.skipped
         for i in open_:
             here, old = order.apart(w[i], v[i])
             difference = here.astype(old.dtype) - rebuilt(groups[i], old, shrink[i], gamma[i])
             speed = jnp.where(jnp.isfinite(difference), difference, 0)
             v[i] = old + order.after(_cast(pace, old), *first[i]) * speed
-            # Γ is finite since V is kept so: it is W that can fail.
-            failed = _not_finite(w[i])
-            skipped = skipped + failed
+        # Γ is finite since V is kept so: it is W that can fail.
+        failed = _not_finite([w[i] for i in open_]) if open_ else jnp.int32(0)
+        for i in open_:
             readers[i] = (v[i], failed)
         count = optax.safe_increment(state.count)
         found = state.auto
@@ -183,7 +182,9 @@ def split_lbi(
             scale = list(found.scale)
             readers = [(*arrays, new_lam) for arrays in readers]
         # Γ' takes the place of the old Γ, which nothing may need by then.
-        one = 1.0 if lean else order.after(1.0, *(gamma[i] for i in open_))
+        one = (
+            1.0 if lean else order.after(1.0, *(gamma[i] for i in open_ if order.matters(gamma[i])))
+        )
         for i, relative in zip(open_, scale, strict=True):
             lam_i = new_lam * relative if auto else leaf_lam(groups[i], new_lam)
             shrink[i] = penalties[i].shrink(v[i], groups[i], lam_i, kappa)
@@ -195,7 +196,7 @@ def split_lbi(
             gamma=() if lean else jax.tree.unflatten(treedef, gamma),
             shrink=shrink_trees(treedef, shrink),
             lam=jnp.asarray(new_lam, jnp.float32),
-            skipped=skipped,
+            skipped=state.skipped + failed,
             auto=found,
         )
         return advanced, readers
@@ -236,20 +237,22 @@ def _cast(scalar: Any, like: jax.Array) -> jax.Array:
     return jnp.asarray(scalar, jnp.real(like).dtype)
 
 
-def _not_finite(w: jax.Array) -> jax.Array:
+def _not_finite(w: Sequence[jax.Array]) -> jax.Array:
     """How many entries of W are not finite; they are only counted where there are any.
 
-    A sum of squares tells whether there are: the one reduction that XLA does at the speed of
+    Sums of squares tell whether there are: the one reduction that XLA does at the speed of
     memory on every backend.
     """
-    (w,) = order.apart(w)
-    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
-    return jax.lax.cond(
-        jnp.isfinite(jnp.sum(jnp.real(wide * jnp.conj(wide)))),
-        lambda _: jnp.zeros([], jnp.int32),
-        lambda x: jnp.sum(~jnp.isfinite(x), dtype=jnp.int32),
-        w,
-    )
+
+    def square(x: jax.Array) -> jax.Array:
+        x = order.apart(x)[0].astype(jnp.promote_types(x.dtype, jnp.float32))
+        return jnp.sum(jnp.real(x * jnp.conj(x)))
+
+    def count(w: Sequence[jax.Array]) -> jax.Array:
+        return sum((jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in w), jnp.int32(0))
+
+    finite = jnp.isfinite(jnp.stack([square(x) for x in w])).all()
+    return jax.lax.cond(finite, lambda _: jnp.int32(0), count, w)
 
 
 def _zeros(leaf: LeafGroups, p: Any) -> jax.Array:

@@ -265,7 +265,7 @@ class SolutionPath:
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
         try:
             with part.open("wb") as out:
-                np.savez_compressed(out, allow_pickle=False, **arrays)
+                np.savez_compressed(out, **arrays)
                 out.flush()
                 os.fsync(out.fileno())
         except BaseException:

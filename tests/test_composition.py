@@ -228,7 +228,7 @@ DONATED = {
     ("which", "alone"), [*((which, True) for which in DONATED), ("full", False)]
 )
 def test_parameters_and_state_can_be_donated(which, alone, monkeypatch):
-    monkeypatch.setattr(_order, "matters", lambda: alone)  # as on a single CPU device
+    monkeypatch.setattr(_order, "matters", lambda _: alone)  # as on a single CPU device
     options = dict(DONATED[which])
     if which == "lam is an array":
         options["lam"] = jnp.array(options["lam"])
@@ -259,7 +259,7 @@ def test_parameters_and_state_can_be_donated(which, alone, monkeypatch):
     ids=["number", "auto"],
 )  # fmt: skip
 def test_vmap_over_seeds_is_the_separate_runs(options, alone, monkeypatch):
-    monkeypatch.setattr(_order, "matters", lambda: alone)
+    monkeypatch.setattr(_order, "matters", lambda _: alone)
     tx = dl.dessilbi(0.1, **options)
     seeds = [network(), jax.tree.map(lambda x: x[::-1] * 1.5, network())]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *seeds)

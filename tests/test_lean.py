@@ -108,7 +108,7 @@ def test_the_order_for_one_cpu_device_computes_the_same(options, lean, monkeypat
     """Tests run on eight devices; alone on a CPU, results are computed in a prescribed order."""
     runs = []
     for alone in (False, True):
-        monkeypatch.setattr(_order, "matters", lambda alone=alone: alone)
+        monkeypatch.setattr(_order, "matters", lambda _, alone=alone: alone)
         tx = dl.dessilbi(0.1, **{"nu": 1.0, **options}, lean=lean)
         runs.append(trajectory(tx, network(), 24))
     several, one = runs

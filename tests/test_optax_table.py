@@ -42,7 +42,7 @@ OURS = {
 @pytest.fixture(autouse=True)
 def one_cpu_device(monkeypatch):
     """Update in the order of a single CPU device, though the tests have eight virtual ones."""
-    monkeypatch.setattr(_order, "matters", lambda: True)
+    monkeypatch.setattr(_order, "matters", lambda _: True)
 
 
 def wrapped(inner, **options):

@@ -121,7 +121,7 @@ def follow(data, transformations, precision):
     several, which is what the tests have.
     """
     with enable_x64(precision), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dessilbi_jax._order.matters", lambda: precision == "f32")
+        patch.setattr("dessilbi_jax._order.matters", lambda _: precision == "f32")
         dtype = jnp.float64 if precision == "f64" else jnp.float32
         start, grads = (
             nested(
