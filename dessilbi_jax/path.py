@@ -258,7 +258,7 @@ class SolutionPath:
             "shapes": self.shapes,
             "groups": self.groups,
         }
-        arrays: dict[str, np.ndarray] = {"header": np.array(json.dumps(header))}
+        arrays: dict[str, Any] = {"header": np.array(json.dumps(header))}
         for i, path in enumerate(self.groups):
             arrays[f"bits_{i}"] = np.stack(self._bits[path])
             arrays[f"rank_{i}"] = self._rank[path]

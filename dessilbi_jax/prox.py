@@ -58,22 +58,16 @@ def group_sum(x: jax.Array, counts: tuple[int, ...]) -> jax.Array:
 def _cut(x: jax.Array, axis: int, pieces: int) -> jax.Array:
     """An axis cut in two: the pieces and their length.
 
-    Under explicit sharding a sharded axis cannot be cut without saying where the pieces go:
-    they stay on their devices where whole ones lie on each, else the axis is gathered first.
+    Under explicit sharding JAX cuts an axis where whole pieces lie on each device; where they
+    do not, the axis is gathered first.
     """
-    shape = (*x.shape[:axis], pieces, x.shape[axis] // pieces, *x.shape[axis + 1 :])
     sharding = jax.typeof(x).sharding
-    spec = list(sharding.spec)
-    names = spec[axis]
-    if names is None:
-        return x.reshape(shape)
+    names = sharding.spec[axis] or ()
     names = names if isinstance(names, tuple) else (names,)
-    whole = pieces % math.prod(sharding.mesh.shape[name] for name in names) == 0
-    spec[axis : axis + 1] = [spec[axis], None] if whole else [None]
-    where = jax.sharding.NamedSharding(sharding.mesh, jax.P(*spec))
-    if whole:
-        return jax.lax.reshape(x, shape, out_sharding=where)
-    return jax.sharding.reshard(x, where).reshape(shape)
+    if pieces % math.prod(sharding.mesh.shape[name] for name in names):
+        spec = jax.P(*sharding.spec[:axis], None, *sharding.spec[axis + 1 :])
+        x = jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, spec))
+    return x.reshape(*x.shape[:axis], pieces, x.shape[axis] // pieces, *x.shape[axis + 1 :])
 
 
 def expand(groups: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -21,7 +21,9 @@ class SplitLBIState(NamedTuple):
         count: updates made, int32.
         v: V, in the parameters' shapes, float32 or wider.
         gamma: Γ, likewise; the empty tuple when lean.
-        shrink: `Shrink` of trees: what the step that made V used to turn it into Γ.
+        shrink: `Shrink` of trees: what the step that made V used to turn it into Γ. Its reduced
+            axes have length 1: shardings of the parameters apply to `v` and `gamma`, not to it;
+            `jax.jit(tx.init)` places it rightly by itself.
         lam: λ now in force, float32; infinite before the first automatic estimate.
         skipped: entries of V left unchanged so far because W − Γ was not finite, int32.
         auto: `Automatic`, the estimates of λ so far; the empty tuple when λ is given.

@@ -42,7 +42,8 @@ class Ticket:
                 there = self.masks[path].shape if path in self.masks else "nothing"
                 raise ValueError(
                     f"the ticket does not fit {path}: the parameters have shape {leaf.shape}, "
-                    f"the ticket {there}; it was made for another network"
+                    f"the ticket {there}; it was made for another network, or optax.masked hid "
+                    "the leaf from the state"
                 )
             leaves.append(jnp.asarray(self.masks[path]))
         if len(leaves) != len(self.masks):
