@@ -2,8 +2,8 @@
 
     python -m benchmarks.optimizer_step [--models vgg16 resnet50 gpt2-small] [--rounds 21]
 
-Times `tx.update` with `optax.apply_updates` in one compiled, donated call on the parameter lists
-of the models alone (no network runs). The optimizers take turns in one process, so that the
+Times `tx.update` with `optax.apply_updates` in one compiled call on the parameter lists of the
+models alone (no network runs); parameters and state are donated unless `--keep` is given. The optimizers take turns in one process, so that the
 ratios hold when the machine's speed drifts; medians are reported. About 3 minutes on two cores.
 """
 
@@ -94,7 +94,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     }
 
 
-def measure(shapes: Shapes, rounds: int, dtype: Any, seed: int) -> dict[str, Any]:
+def measure(shapes: Shapes, rounds: int, dtype: Any, seed: int, keep: bool) -> dict[str, Any]:
     """Compile time, median update time and state bytes of every optimizer on one list."""
     rng = np.random.default_rng(seed)
 
@@ -114,7 +114,7 @@ def measure(shapes: Shapes, rounds: int, dtype: Any, seed: int) -> dict[str, Any
 
         params = tree(0.05)
         state = jax.jit(tx.init)(params)
-        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, grads)
+        lowered = jax.jit(step, donate_argnums=() if keep else (0, 1)).lower(params, state, grads)
         start = time.perf_counter()
         compiled = lowered.compile()
         runs[name] = {
@@ -136,6 +136,7 @@ def measure(shapes: Shapes, rounds: int, dtype: Any, seed: int) -> dict[str, Any
         "parameters": size,
         "dtype": jnp.dtype(dtype).name,
         "rounds": rounds,
+        "donated": not keep,
         "optimizers": {
             name: {
                 "median_ms": round(1e3 * median[name], 3),
@@ -156,13 +157,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--keep", action="store_true", help="do not donate the buffers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="optimizer_step", help="name of the result file")
     args = parser.parse_args()
     started = time.time()
     result: dict[str, Any] = {"seed": args.seed, "models": {}}
     for name in args.models:
-        table = measure(MODELS[name](), args.rounds, args.dtype, args.seed)
+        table = measure(MODELS[name](), args.rounds, args.dtype, args.seed, args.keep)
         result["models"][name] = table
         print(f"{name}: {table['parameters'] / 1e6:.2f} M parameters")
         for optimizer, row in table["optimizers"].items():
