@@ -1,6 +1,7 @@
-"""Set-up of every test: eight virtual CPU devices, no network, strict promotion of types."""
+"""Set-up of every test: eight virtual CPU devices, no network, signals as in a foreground shell."""
 
 import os
+import signal
 import socket
 
 os.environ["XLA_FLAGS"] = (
@@ -29,3 +30,11 @@ def no_network():
     patch.setattr(socket.socket, "connect", _loopback_only)
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_act():
+    """Ctrl-C acts, also where the tests were started in the background and it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

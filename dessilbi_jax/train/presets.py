@@ -36,8 +36,8 @@ _DEMO = Preset(
     about="LeNet-300-100 on the handwritten digits that come with the package, to 10 % of the"
     " weights, SGD with momentum.",
     command="dessilbi train demo",
-    expect="10 to 20 s on two cores; test accuracy 97.2 % dense and 97.2 % projected with seed 0,"
-    " both 95.3 to 97.2 % with seeds 0 to 2.",
+    expect="5 to 10 s of training on two cores; test accuracy 96.9 % dense, 95.6 to 97.5 %"
+    " projected (seeds 11 to 13).",
     input_shape=(8, 8, 1),
     config=TrainConfig(
         network="lenet300",
@@ -55,7 +55,8 @@ _LENET300 = Preset(
     about="LeNet-300-100 (the paper's LeNet-3) on MNIST, to 5 % of the weights, SGD with momentum,"
     " cosine schedule.",
     command="dessilbi train lenet300-mnist --data-dir DIR",
-    expect="",
+    expect="About 10 s of training on two cores; test accuracy 98.4 % dense, 90.6 % projected"
+    " (seed 7).",
     input_shape=(28, 28, 1),
     config=TrainConfig(
         network="lenet300",
