@@ -3,8 +3,9 @@
     python -m benchmarks.optimizer_step [--models vgg16 resnet50 gpt2-small] [--rounds 21]
 
 Times `tx.update` with `optax.apply_updates` in one compiled call on the parameter lists of the
-models alone (no network runs); parameters and state are donated unless `--keep` is given. The optimizers take turns in one process, so that the
-ratios hold when the machine's speed drifts; medians are reported. About 3 minutes on two cores.
+models alone (no network runs); parameters and state are donated unless `--keep` is given. The
+optimizers take turns in one process, so that the ratios hold when the machine's speed drifts;
+medians are reported. About 3 minutes on two cores.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python -m benchmarks.path_cost --data-dir DIR [--epochs 3]
 
-LeNet-300-100 on MNIST with λ automatic, a record at the end of every epoch. Reports the time spent in `path.record` and in one
-`path.save`, over the time of the whole run, and the size of the file. Half a minute.
+LeNet-300-100 on MNIST with λ automatic, a record at the end of every epoch. Reports the time
+spent in `path.record` and in one `path.save`, over the time of the whole run, and the size of the
+file. Half a minute.
 """
 
 import argparse
