@@ -80,7 +80,8 @@ def diagnose(
         >>> tx = dl.dessilbi(0.1, nu=10.0, lam=1.0)
         >>> loss = lambda p: jnp.sum(p["kernel"] ** 2)
         >>> _, state = tx.update(params, tx.init(params), params)
-        >>> print(dl.diagnose(loss, params, state, learning_rate=0.1, nu=10.0, steps=100))
+        >>> found = dl.diagnose(loss, params, state, learning_rate=0.1, nu=10.0, steps=100)
+        >>> print(found)  # doctest: +NORMALIZE_WHITESPACE
         loss 0.04, augmented loss 0.042, ‖W − Γ‖ 0.2, density of Γ 0.00%
         warning: Γ cannot open within this run: at today's speed the largest ‖V‖ reaches 0.1 of
         its λ; try lam='auto', or λ below 0.1 of today's
