@@ -90,8 +90,9 @@ class Run:
         """The density asked for, NaN where λ was given and so none was."""
         asked = self.result.get("asked_density") if self.result else None
         asked = self.settings.get("density") if asked is None else asked
-        known = isinstance(asked, (int, float)) and not isinstance(asked, bool)
-        return float(asked) if known else math.nan  # type: ignore[arg-type]
+        if isinstance(asked, int | float) and not isinstance(asked, bool):
+            return float(asked)
+        return math.nan
 
     @property
     def parameters(self) -> int:
