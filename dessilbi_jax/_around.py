@@ -1,14 +1,19 @@
 """DessiLBI between the parts of an optimizer, written in place."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dessilbi_jax import _order as order
 from dessilbi_jax._split_lbi import ScalarOrSchedule, SplitLBI
+from dessilbi_jax.prox import expand
 from dessilbi_jax.state import SplitLBIState
+
+Freeze: TypeAlias = bool | jax.Array | Callable[[Any], Any]
 
 
 class DessiLBIState(NamedTuple):
@@ -26,12 +31,25 @@ def around(
     behind: optax.GradientTransformation,
     learning_rate: ScalarOrSchedule | None = None,
     last: optax.GradientTransformation | None = None,
+    freeze: Freeze = False,
 ) -> optax.GradientTransformationExtraArgs:
     """chain(before, coupling, behind, −learning_rate, last), with V advanced behind `behind`.
 
     It computes what `optax.chain` would; but since V moves only after the updates have read it,
     everything can be written in place (`_order`).
+
+    With `freeze`, or while it gives True for the count of updates, W and V of groups that are
+    selected do not move.
+
+    Raises:
+        TypeError: for a `freeze` that is neither a bool nor a callable.
     """
+    # An array is what `optax.inject_hyperparams` makes of a callable.
+    if not (callable(freeze) or isinstance(freeze, bool | np.bool_ | jax.Array)):
+        raise TypeError(
+            f"freeze must be True, False or a callable from the count of updates to one of them, "
+            f"got {freeze!r}"
+        )
     before, behind, last = (
         optax.with_extra_args_support(tx or optax.identity()) for tx in (before, behind, last)
     )
@@ -40,6 +58,14 @@ def around(
         return DessiLBIState(
             before.init(params), split.init(params), behind.init(params), last.init(params)
         )
+
+    def stopped(split_state: SplitLBIState, params: Any) -> list[jax.Array | None] | None:
+        if isinstance(freeze, bool | np.bool_) and not freeze:
+            return None
+        on = freeze(split_state.count) if callable(freeze) else freeze
+        on = jnp.asarray(on).astype(bool)
+        masks = split.selected(split_state, params)
+        return [None if mask is None else mask & on for mask in masks]
 
     def update(
         updates: optax.Updates,
@@ -51,7 +77,8 @@ def around(
         updates = split.couple(updates, state.split, params)
         updates, behind_state = behind.update(updates, state.behind, params, **extra)
         updates = jax.tree.map(lambda u: order.apart(u)[0], updates)
-        split_state, readers = split.advance(state.split, params, updates)
+        frozen = stopped(state.split, params)
+        split_state, readers = split.advance(state.split, params, updates, frozen)
         rate: Any = -1.0 if learning_rate is None else learning_rate
         if callable(rate):
             rate = rate(state.split.count)
@@ -62,6 +89,12 @@ def around(
         ]
         updates = jax.tree.unflatten(treedef, leaves)
         updates, last_state = last.update(updates, state.last, params, **extra)
+        if frozen is not None:
+            leaves = [
+                u if stop is None else jnp.where(expand(stop, u.shape), 0, u)
+                for u, stop in zip(jax.tree.leaves(updates), frozen, strict=True)
+            ]
+            updates = jax.tree.unflatten(treedef, leaves)
         return updates, DessiLBIState(before_state, split_state, behind_state, last_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dessilbi_jax.prox import Penalty, group_norm, select
+from dessilbi_jax._joint import count_groups, families, firsts
+from dessilbi_jax.prox import Penalty, group_norms, select, shrink_all
 from dessilbi_jax.structure import LeafGroups
 
 # When λ is estimated, as fractions of the way to the moment asked for.
@@ -132,23 +134,30 @@ def fractions(
     v: Sequence[jax.Array],
     lams: Sequence[jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """Density by elements and by groups that V would have under the given λ of each leaf."""
+    """Density by elements and by groups that V would have under the given λ of each leaf.
+
+    A joint group is one group, and all its members' elements count.
+    """
+
+    def count(chosen: jax.Array, once: np.ndarray | None) -> jax.Array:
+        # In integers: float32 would stop counting at 2^24.
+        chosen = chosen if once is None else chosen & once.reshape(chosen.shape)
+        return jnp.sum(chosen, dtype=jnp.int32).astype(jnp.float32)
+
     elements = groups = jnp.zeros([], jnp.float32)
-    for leaf, penalty, value, lam in zip(leaves, penalties, v, lams, strict=True):
-        shrink = penalty.shrink(value, leaf, lam, 1.0)
-        # Counted in integers: float32 would stop counting at 2^24.
-        chosen = jnp.sum(select(value, shrink), dtype=jnp.int32).astype(jnp.float32)
+    first = firsts([leaf.joint for leaf in leaves])
+    shrinks = shrink_all(leaves, penalties, v, lams, 1.0)
+    for leaf, value, shrink, once in zip(leaves, v, shrinks, first, strict=True):
+        units = select(value, shrink)
+        chosen = count(units, None)
         if shrink.threshold.dtype == bool:  # units are groups
-            groups, elements = groups + chosen, elements + chosen * leaf.group_size
+            elements = elements + chosen * leaf.group_size
+            groups = groups + (chosen if once is None else count(units, once))
         else:
             elements = elements + chosen
-            by_group = shrink.strength > 1 if shrink.strength.dtype != bool else None
-            open_groups = chosen if by_group is None else jnp.sum(by_group, dtype=jnp.int32)
-            groups = groups + open_groups.astype(jnp.float32)
-    return (
-        elements / sum(leaf.size for leaf in leaves),
-        groups / sum(leaf.groups for leaf in leaves),
-    )
+            by_group = None if shrink.strength.dtype == bool else shrink.strength > 1
+            groups = groups + (chosen if by_group is None else count(by_group, once))
+    return elements / sum(leaf.size for leaf in leaves), groups / count_groups(leaves)
 
 
 def level(
@@ -187,19 +196,26 @@ def relative_scale(leaves: Sequence[LeafGroups], v: Sequence[jax.Array]) -> list
     """λ of each leaf relative to the others: its rule's λ, evened between kinds of groups.
 
     Leaves of one kind (the same spec, all of groups or all of elements) share one scale, so that
-    they compete with each other by the size of their V; between kinds, λ follows the mean group
-    norm of V, in units of the first kind's.
+    they compete with each other by the size of their V, and so do leaves with joint groups;
+    between kinds, λ follows the mean group norm of V, in units of the first kind's.
     """
-    kind = [(leaf.spec, leaf.elementwise) for leaf in leaves]
-    norms = [group_norm(value, leaf.counts or ()) for leaf, value in zip(leaves, v, strict=True)]
+    family = families(leaves, [(leaf.spec, leaf.elementwise) for leaf in leaves])
+    joint = [leaf.joint for leaf in leaves]
+    norms = group_norms([leaf.counts or () for leaf in leaves], joint, v)
+    norms = [
+        norm if once is None else jnp.where(once.reshape(norm.shape), norm, 0)
+        for norm, once in zip(norms, firsts(joint), strict=True)
+    ]
     mean = {}
-    for each in dict.fromkeys(kind):
-        members = [i for i, other in enumerate(kind) if other == each]
+    for each in dict.fromkeys(family):
+        members = [i for i, other in enumerate(family) if other == each]
         total = sum(jnp.sum(norms[i]).astype(jnp.float32) for i in members)
-        mean[each] = total / sum(leaves[i].groups for i in members)
+        mean[each] = total / count_groups([leaves[i] for i in members])
     size = {each: jnp.where(value > 0, value, 1) for each, value in mean.items()}
-    unit = size[kind[0]]  # so that λ keeps its meaning while V grows
-    return [size[each] / unit * (leaf.lam or 1.0) for leaf, each in zip(leaves, kind, strict=True)]
+    unit = size[family[0]]  # so that λ keeps its meaning while V grows
+    return [
+        size[each] / unit * (leaf.lam or 1.0) for leaf, each in zip(leaves, family, strict=True)
+    ]
 
 
 def kept_speed(decay: jax.Array, distance: jax.Array) -> jax.Array:

@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dessilbi_jax import _automatic as automatic
-from dessilbi_jax.prox import Shrink, apply_shrink, fraction_of_threshold, select
-from dessilbi_jax.state import get_state, shrink_leaves
+from dessilbi_jax.prox import Shrink, apply_shrink, fraction_of_threshold, group_norms, select
+from dessilbi_jax.state import get_state, shrink_leaves, tie_leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,7 @@ def diagnose(
     left = 0.0
     if steps is not None:
         left = float(automatic.travel(learning_rate, count, steps, kappa, nu))
+    moved = {}
     for i, (v, shrink) in rows.items():
         gamma = apply_shrink(v, shrink)
         difference = w[i].astype(v.dtype) - gamma
@@ -110,10 +112,13 @@ def diagnose(
         total += v.size
         units = select(v, shrink)
         chosen += int(jnp.sum(units)) * (v.size // units.size)
-        at_end = fraction_of_threshold(v + left * difference, v, shrink)
-        nearest = max(nearest, float(jnp.max(at_end)))
+        moved[i] = v + left * difference
         if before is not None:
             inner += _bregman(v, gamma, shrink, *before[i], kappa=kappa)
+    norms = _joint_norms(tie_leaves(treedef, now.ties), rows, moved)
+    for i, (v, shrink) in rows.items():
+        at_end = fraction_of_threshold(moved[i], v, shrink, norms.get(i))
+        nearest = max(nearest, float(jnp.max(at_end)))
     value = float(loss(params))
     distance = float(jnp.sqrt(squared))
     augmented = value + distance**2 / (2 * nu)
@@ -131,6 +136,20 @@ def _rows(treedef: Any, state: Any) -> dict[int, tuple[jax.Array, Shrink]]:
     v = treedef.flatten_up_to(state.v)
     shrink = shrink_leaves(treedef, state.shrink)
     return {i: (v[i], shrink[i]) for i in range(len(v)) if v[i].dtype != bool}
+
+
+def _joint_norms(
+    ties: Sequence[jax.Array | None],
+    rows: dict[int, tuple[jax.Array, Shrink]],
+    moved: dict[int, jax.Array],
+) -> dict[int, tuple[jax.Array, jax.Array]]:
+    """Group norms of the moved V and of V, for leaves with joint groups."""
+    joint = {i: np.asarray(tie) for i, tie in enumerate(ties) if tie is not None}
+    counts = [tie.shape for tie in joint.values()]
+    numbers = [tie.reshape(-1) for tie in joint.values()]
+    new = group_norms(counts, numbers, [moved[i] for i in joint])
+    old = group_norms(counts, numbers, [rows[i][0] for i in joint])
+    return dict(zip(joint, zip(new, old, strict=True), strict=True))
 
 
 def _bregman(

@@ -12,9 +12,9 @@ import optax
 
 from dessilbi_jax import _automatic as automatic
 from dessilbi_jax import _order as order
-from dessilbi_jax.prox import Penalty, Shrink, apply_shrink
-from dessilbi_jax.rules import StructureLike, as_structure, resolve
-from dessilbi_jax.state import SplitLBIState, check_state, shrink_leaves, shrink_trees
+from dessilbi_jax.prox import Penalty, Shrink, apply_shrink, expand, group_norms, shrink_all
+from dessilbi_jax.rules import StructureLike, as_structure, may_join, resolve
+from dessilbi_jax.state import SplitLBIState, check_state, shrink_leaves, shrink_trees, tie_trees
 from dessilbi_jax.structure import LeafGroups
 
 ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
@@ -22,18 +22,23 @@ Lam: TypeAlias = ScalarOrSchedule | Literal["auto"] | None
 
 
 class SplitLBI(NamedTuple):
-    """The three pure functions that DessiLBI is made of.
+    """The four pure functions that DessiLBI is made of.
 
     Attributes:
         init: parameters → state.
         couple: (updates, state, parameters) → updates with (W − Γ)/ν added.
-        advance: (state, parameters, read_before) → state with V and Γ one step on, and for each
-            leaf the arrays that read W. Arrays of `read_before`, a tree like the parameters, are
-            written before V is overwritten.
+        selected: (state, parameters) → for each leaf which of its groups hold elements with
+            W ≠ 0 and Γ ≠ 0, in the shape of the groups; None for leaves that are dense or whose
+            groups are single elements.
+        advance: (state, parameters, read_before, frozen) → state with V and Γ one step on, and for
+            each leaf the arrays that read W. Arrays of `read_before`, a tree like the parameters,
+            are written before V is overwritten. V stays where `frozen`, a list like that of
+            `selected`, is True.
     """
 
     init: Callable[[Any], SplitLBIState]
     couple: Callable[[Any, SplitLBIState, Any], Any]
+    selected: Callable[[SplitLBIState, Any], list[jax.Array | None]]
     advance: Callable[..., tuple[SplitLBIState, list[tuple[jax.Array, ...]]]]
 
 
@@ -84,8 +89,20 @@ def split_lbi(
         value = lam(count) if callable(lam) else lam
         return jnp.inf if auto or value is None else value
 
-    def leaf_lam(leaf: LeafGroups, lam: Any) -> Any:
-        return lam if leaf.lam is None else leaf.lam
+    def penalties_of(groups: Sequence[LeafGroups], which: Sequence[int]) -> list[Penalty]:
+        return [groups[i].penalty or default_penalty for i in which]
+
+    def shrinks(
+        groups: Sequence[LeafGroups], which: Sequence[int], v: Sequence[jax.Array], lams: Any
+    ) -> list[Shrink]:
+        # With lam="auto", rules' own λ are already part of `lams`.
+        leaves = [groups[i] for i in which]
+        if not auto:
+            lams = [
+                x if leaf.lam is None else leaf.lam for leaf, x in zip(leaves, lams, strict=True)
+            ]
+        here = [v[i] for i in which]
+        return shrink_all(leaves, penalties_of(groups, which), here, lams, kappa)
 
     def init(params: optax.Params) -> SplitLBIState:
         groups = resolve(structure, params)
@@ -94,13 +111,10 @@ def split_lbi(
         v = [_zeros(leaf, p) for leaf, p in zip(groups, jax.tree.leaves(params), strict=True)]
         gamma = [_zeros(leaf, p) for leaf, p in zip(groups, jax.tree.leaves(params), strict=True)]
         lam0 = lam_at(jnp.zeros([], jnp.int32))
-        shrink = [
-            _nothing(leaf)
-            if leaf.counts is None
-            else (leaf.penalty or default_penalty).shrink(value, leaf, leaf_lam(leaf, lam0), kappa)
-            for leaf, value in zip(groups, v, strict=True)
-        ]
-        structured = sum(leaf.counts is not None for leaf in groups)
+        shrink = [_nothing(leaf) for leaf in groups]
+        open_ = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
+        for i, made in zip(open_, shrinks(groups, open_, v, [lam0] * len(open_)), strict=True):
+            shrink[i] = made
         return SplitLBIState(
             count=jnp.zeros([], jnp.int32),
             v=jax.tree.unflatten(treedef, v),
@@ -108,10 +122,11 @@ def split_lbi(
             shrink=shrink_trees(treedef, shrink),
             lam=jnp.asarray(lam0, jnp.float32),
             skipped=jnp.zeros([], jnp.int32),
-            auto=automatic.init(structured) if auto else (),
+            auto=automatic.init(len(open_)) if auto else (),
+            ties=tie_trees(treedef, groups, may_join(structure)),
         )
 
-    def rebuilt(leaf: LeafGroups, v: jax.Array, shrink: Shrink, gamma: jax.Array) -> jax.Array:
+    def rebuilt(v: jax.Array, shrink: Shrink, gamma: jax.Array) -> jax.Array:
         # Where nothing fuses across results, rebuilding Γ is cheaper than reading it.
         return apply_shrink(v, shrink) if lean or order.matters(v) else gamma
 
@@ -140,25 +155,48 @@ def split_lbi(
         u = treedef.flatten_up_to(updates)
         for i, leaf in enumerate(groups):
             if leaf.counts is not None:
-                difference = w[i].astype(v[i].dtype) - rebuilt(leaf, v[i], shrink[i], gamma[i])
+                difference = w[i].astype(v[i].dtype) - rebuilt(v[i], shrink[i], gamma[i])
                 u[i] = (u[i] + _cast(strength, v[i]) * difference).astype(u[i].dtype)
         return jax.tree.unflatten(treedef, u)
 
+    def selected(state: SplitLBIState, params: optax.Params) -> list[jax.Array | None]:
+        groups, _, w, v, shrink, gamma = leaves_of(state, params)
+        out: list[jax.Array | None] = [None] * len(v)
+        which = [
+            i for i, leaf in enumerate(groups) if leaf.counts is not None and not leaf.elementwise
+        ]
+        kept = [
+            ((rebuilt(v[i], shrink[i], gamma[i]) != 0) & (w[i] != 0)).astype(jnp.float32)
+            for i in which
+        ]
+        leaves = [groups[i] for i in which]
+        norms = group_norms([leaf.counts or () for leaf in leaves], [x.joint for x in leaves], kept)
+        for i, norm in zip(which, norms, strict=True):
+            out[i] = norm > 0
+        return out
+
     def advance(
-        state: SplitLBIState, params: optax.Params, read_before: optax.Updates | None = None
+        state: SplitLBIState,
+        params: optax.Params,
+        read_before: optax.Updates | None = None,
+        frozen: Sequence[jax.Array | None] | None = None,
     ) -> tuple[SplitLBIState, list[tuple[jax.Array, ...]]]:
         groups, treedef, w, v, shrink, gamma = leaves_of(state, params)
+        frozen = [None] * len(v) if frozen is None else frozen
         first: list[tuple[jax.Array, ...]] = [()] * len(v)
         if read_before is not None:
             first = [(u,) for u in treedef.flatten_up_to(read_before)]
         open_ = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
-        penalties = {i: groups[i].penalty or default_penalty for i in open_}
         pace = rate_at(state) / (kappa * nu)
         readers: list[tuple[jax.Array, ...]] = [()] * len(v)
         for i in open_:
             here, old = order.apart(w[i], v[i])
-            difference = here.astype(old.dtype) - rebuilt(groups[i], old, shrink[i], gamma[i])
-            speed = jnp.where(jnp.isfinite(difference), difference, 0)
+            difference = here.astype(old.dtype) - rebuilt(old, shrink[i], gamma[i])
+            moves = jnp.isfinite(difference)
+            stop = frozen[i]
+            if stop is not None:
+                moves &= ~expand(stop, difference.shape)
+            speed = jnp.where(moves, difference, 0)
             v[i] = old + order.after(_cast(pace, old), *first[i]) * speed
         # Γ is finite since V is kept so: it is W that can fail.
         failed = _not_finite([w[i] for i in open_]) if open_ else jnp.int32(0)
@@ -171,13 +209,14 @@ def split_lbi(
         if target is not None and open_:
 
             def speeds() -> list[jax.Array]:
+                # Also of frozen groups: those that a new λ closes set off again.
                 now = [w[i].astype(v[i].dtype) - apply_shrink(v[i], shrink[i]) for i in open_]
                 return [jnp.where(jnp.isfinite(x), x, 0) for x in now]
 
             clock = functools.partial(automatic.travel, learning_rate, kappa=kappa, nu=nu)
             new_lam, found = automatic.estimate(
                 state.auto, state.lam, [groups[i] for i in open_],
-                [penalties[i] for i in open_], [v[i] for i in open_], speeds, count, target, clock,
+                penalties_of(groups, open_), [v[i] for i in open_], speeds, count, target, clock,
             )  # fmt: skip
             scale = list(found.scale)
             readers = [(*arrays, new_lam) for arrays in readers]
@@ -185,9 +224,9 @@ def split_lbi(
         one = (
             1.0 if lean else order.after(1.0, *(gamma[i] for i in open_ if order.matters(gamma[i])))
         )
-        for i, relative in zip(open_, scale, strict=True):
-            lam_i = new_lam * relative if auto else leaf_lam(groups[i], new_lam)
-            shrink[i] = penalties[i].shrink(v[i], groups[i], lam_i, kappa)
+        lams = [new_lam * relative if auto else new_lam for relative in scale]
+        for i, made in zip(open_, shrinks(groups, open_, v, lams), strict=True):
+            shrink[i] = made
             if not lean:
                 gamma[i] = _cast(one, v[i]) * apply_shrink(v[i], shrink[i])
         advanced = SplitLBIState(
@@ -198,10 +237,11 @@ def split_lbi(
             lam=jnp.asarray(new_lam, jnp.float32),
             skipped=state.skipped + failed,
             auto=found,
+            ties=state.ties,
         )
         return advanced, readers
 
-    return SplitLBI(init, couple, advance)
+    return SplitLBI(init, couple, selected, advance)
 
 
 def check_number(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from dessilbi_jax._around import around
+from dessilbi_jax._around import Freeze, around
 from dessilbi_jax._split_lbi import Lam, ScalarOrSchedule, check_number, split_lbi
 from dessilbi_jax.prox import Penalty
 from dessilbi_jax.rules import StructureLike
@@ -116,11 +116,13 @@ def wrap(
     group_density: float | jax.Array | None = None,
     steps: int | jax.Array | None = None,
     at: float | jax.Array = 1.0,
+    freeze: Freeze = False,
 ) -> optax.GradientTransformationExtraArgs:
     """DessiLBI around an optimizer that is already built, such as `optax.adamw(1e-3)`.
 
     Computes the optimizer's update minus learning_rate/ν·(W − Γ). Arguments and errors are
-    those of `add_split_lbi`; `learning_rate` is the optimizer's own.
+    those of `add_split_lbi`; `learning_rate` is the optimizer's own, and `freeze` is that of
+    `dessilbi`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -134,7 +136,7 @@ def wrap(
         learning_rate, kappa, nu, lam, structure, lean, penalty,
         density, group_density, steps, at, finished=True,
     )  # fmt: skip
-    return around(tx, split, optax.identity())
+    return around(tx, split, optax.identity(), freeze=freeze)
 
 
 def dessilbi(
@@ -154,6 +156,7 @@ def dessilbi(
     group_density: float | jax.Array | None = None,
     steps: int | jax.Array | None = None,
     at: float | jax.Array = 1.0,
+    freeze: Freeze = False,
     weight_decay_mask: Any = None,
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -181,6 +184,9 @@ def dessilbi(
         nesterov: Nesterov's form, as in `optax.trace`.
         weight_decay: β ≥ 0.
         variant: where coupling and decay stand.
+        freeze: True, or a callable from the count of updates made to a bool: whether the step
+            leaves W and V of groups alone that are selected already. Momentum goes on; groups of
+            single elements are never frozen.
         weight_decay_mask: tree or callable as for `optax.add_decayed_weights`. By default
             leaves with two axes or more; the toolbox also skips paths containing 'bn'.
         accumulator_dtype: dtype of the momentum, as in `optax.trace`.
@@ -190,7 +196,7 @@ def dessilbi(
 
     Raises:
         ValueError: an unknown variant or a number out of range, and as `add_split_lbi`.
-        TypeError: as `add_split_lbi`.
+        TypeError: as `add_split_lbi`, or a `freeze` of another kind.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -224,8 +230,8 @@ def dessilbi(
         sign = -1 if variant == "paper" else 1
         decay = optax.add_decayed_weights(sign * weight_decay, mask)
     if variant == "paper":
-        return around(optax.identity(), split, trace, learning_rate, decay)
-    return around(optax.chain(decay, trace), split, optax.identity(), learning_rate)
+        return around(optax.identity(), split, trace, learning_rate, decay, freeze)
+    return around(optax.chain(decay, trace), split, optax.identity(), learning_rate, None, freeze)
 
 
 def _decayed(params: Any, skip: str | None) -> Any:

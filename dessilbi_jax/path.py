@@ -1,22 +1,22 @@
 """The solution path: what entered Γ when, recorded during one run."""
 
-import json
 import math
 import os
-import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dessilbi_jax.prox import Shrink, fraction_of_threshold, select
-from dessilbi_jax.state import SplitLBIState, get_state
-from dessilbi_jax.structure import leaf_paths
-from dessilbi_jax.ticket import Ticket
+from dessilbi_jax._archive import load, previous, read, write
+from dessilbi_jax._choose import RULE, Units, check_arguments, choose, gather, request
+from dessilbi_jax._observe import observe
+from dessilbi_jax.state import get_state
+from dessilbi_jax.ticket import Ticket, make_ticket, masks_like, versions
 
-_FORMAT = 1
+_KIND = "solution path"
+_FORMATS = (1, 2)  # 2 adds the groups that span leaves
 
 
 class SolutionPath:
@@ -25,7 +25,8 @@ class SolutionPath:
     A *unit* is what can be selected by itself: a group, or a single element where the penalty
     thresholds elements. Beside the bits the path keeps one float32 a unit to rank those that
     entered at the same record: how far ‖V_g‖/λ was beyond 1 then; for units that never entered
-    it is ‖V_g‖/λ at the last record.
+    it is ‖V_g‖/λ at the last record. Groups that span leaves are recorded leaf by leaf, with the
+    number of the group that each unit of a leaf belongs to.
 
     Attributes:
         steps: the recorded steps, ascending.
@@ -56,6 +57,7 @@ class SolutionPath:
         self._bits: dict[str, list[np.ndarray]] = {}
         self._entry: dict[str, np.ndarray] = {}  # record of entry, −1 = never
         self._rank: dict[str, np.ndarray] = {}
+        self._ties: dict[str, np.ndarray] = {}  # joint group of each unit, where leaves share them
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -86,19 +88,20 @@ class SolutionPath:
                 f"steps must ascend: got {step} after {self._steps[-1]}; after a resume call "
                 "path.truncate(step) first"
             )
-        state = get_state(opt_state, merge=True)
-        v = dict(leaf_paths(state.v))
-        shapes = {path: tuple(leaf.shape) for path, leaf in v.items()}
-        chosen, strength = jax.device_get(_units(state))
+        shapes, chosen, strength, ties = observe(get_state(opt_state, merge=True))
         groups = {path: bits.shape for path, bits in chosen.items()}
         if not self._steps:
-            self.shapes, self.groups = shapes, groups
+            self.shapes, self.groups, self._ties = shapes, groups, ties
             self._bits = {path: [] for path in groups}
             self._entry = {path: np.full(shape, -1, np.int32) for path, shape in groups.items()}
             self._rank = {path: np.zeros(shape, np.float32) for path, shape in groups.items()}
         elif (shapes, groups) != (self.shapes, self.groups):
             odd = [p for p in shapes if shapes[p] != self.shapes.get(p)] or list(groups)
             raise ValueError(f"{odd[0]} differs from what this path has recorded so far")
+        elif {p: t.tolist() for p, t in ties.items()} != {
+            p: t.tolist() for p, t in self._ties.items()
+        }:
+            raise ValueError("the groups that span leaves differ from those recorded so far")
         for path, bits in chosen.items():
             self._bits[path].append(np.packbits(bits))
             entry, rank = self._entry[path], self._rank[path]
@@ -121,7 +124,7 @@ class SolutionPath:
         if not keep:  # nothing is known any more, as before the first record
             for table in (self._metrics, self.shapes, self.groups, self._bits, self._entry):
                 table.clear()
-            self._rank.clear()
+            self._rank, self._ties = {}, {}
 
     def entry_steps(self) -> dict[str, np.ndarray]:
         """By leaf path: the step at which each unit was first found selected, −1 = never."""
@@ -151,28 +154,57 @@ class SolutionPath:
                 leaf path to bool array.
 
         Raises:
-            ValueError: a step that was not recorded (the nearest one is named).
+            ValueError: a step that was not recorded (the nearest one is named), or parameters of
+                another network.
         """
-        ticket = self.ticket(at=step)
-        return dict(ticket.masks) if params is None else ticket.mask(params)
+        masks = self._masks(self._cells_at(self._record_of(step)))
+        return masks if params is None else masks_like(masks, params)
 
     def ticket(
-        self, *, density: float | None = None, groups: int | None = None, at: int | None = None
+        self,
+        *,
+        at: int | None = None,
+        groups: int | None = None,
+        weights: int | None = None,
+        density: float | None = None,
+        params: int | None = None,
+        flops: float | None = None,
+        count: Callable[[dict[str, np.ndarray]], float] | None = None,
+        per_layer: bool | Mapping[str, float] = False,
+        minimum: int = 1,
     ) -> Ticket:
         """A support to prune to: of a recorded step, or of exactly the asked size.
 
-        By size, units are taken in the order in which they entered; those of one record by how
-        far ‖V_g‖/λ was beyond 1; units that never entered come last, by ‖V_g‖/λ at the end.
+        By size, units are kept in the order in which they entered; those of one record by how
+        far ‖V_g‖/λ was beyond 1, largest first; units that never entered come last, by ‖V_g‖/λ
+        at the last record; equal ones as the leaves stand. `groups` is met exactly. The other
+        sizes give the longest prefix of that order within the request, and `Ticket.note` says
+        what was left. Tickets of growing size are nested. A group that spans leaves is one unit
+        and is never split.
 
         Args:
-            density: elements kept over elements of structured leaves: the longest prefix of the
-                order that does not exceed it.
-            groups: number of units, met exactly.
-            at: a recorded step: the support as it was then.
+            at: a recorded step: the support as it was then; nothing else applies to it.
+            groups: number of units.
+            weights: elements kept in structured leaves.
+            density: the same over all elements of structured leaves.
+            params: parameters left: kept elements and all of dense leaves, or what `count` says.
+            flops: operations left, as `count` says.
+            count: for `params` and `flops`: from masks (a dict from leaf path to bool array) to
+                the number left, such as the `flops` of channel groups; it must not fall when
+                more is kept.
+            per_layer: True fills all leaves up to the same share of their elements, as nearly as
+                whole groups allow. A dict gives each its share, by leaf path or by a regular
+                expression searched in it (an exact path wins, then the first that is found),
+                and is the size by itself; with a size, shares grow alike until it is reached.
+            minimum: units kept in every structured leaf, those of the leaf that come first in
+                the order; 0 allows empty layers.
 
         Raises:
-            TypeError: unless exactly one of the three is given.
-            ValueError: nothing recorded yet, a value out of range, or a step not recorded.
+            TypeError: unless exactly one size is given; `count` where it is missing or has no
+                use.
+            ValueError: nothing recorded yet; a step that was not recorded or had nothing
+                selected; a size out of range or too small for `minimum`, with the nearest that
+                can be kept; a share or pattern that does not fit.
 
         Example:
             >>> import jax.numpy as jnp
@@ -184,96 +216,106 @@ class SolutionPath:
             >>> path.ticket(density=0.5).masks["kernel"].tolist()
             [[True, False, True, False]]
         """
-        if sum(x is not None for x in (density, groups, at)) != 1:
-            raise TypeError("give exactly one of density=, groups= and at=")
+        sizes = {"at": at, "groups": groups, "weights": weights, "density": density}
+        sizes |= {"params": params, "flops": flops}
+        check_arguments(sizes, count, per_layer, minimum)
+        record, units, note = self._record_of(at), self._gathered(), ""
+        if at is not None:
+            cells = self._cells_at(record)
+            if not any(chosen.any() for chosen in cells.values()):
+                raise ValueError(f"the ticket of step {at} is empty: {self._first_open()}")
+        else:
+            total = sum(map(math.prod, self.shapes.values()))
+            left = None if count is None else partial(self._left, count, units)
+            kept, note = choose(units, request(sizes, units, total, left), per_layer, minimum)
+            cells = units.spread(kept)
+        masks = self._masks(cells)
+        asked: dict[str, Any] = {name: x for name, x in sizes.items() if x is not None}
+        if at is None:
+            shares = dict(per_layer) if isinstance(per_layer, Mapping) else per_layer
+            asked |= {"per_layer": shares, "minimum": minimum}
+        card = {
+            "records": {"number": len(self), "steps": [self._steps[0], self._steps[-1]]},
+            "request": asked,
+            "rule": "the support of Γ at the step" if at is not None else RULE,
+            "groups": units.held(cells),
+            "metrics": {
+                name: values[record]
+                for name, values in self._metrics.items()
+                if math.isfinite(values[record])
+            },
+            "versions": versions(),
+        }
+        return make_ticket(masks, self._steps[record], tuple(cells), note, card)
+
+    def _record_of(self, step: int | None) -> int:
+        """The record of a step, by default the last one."""
         if not self._steps:
             raise ValueError("nothing has been recorded on this path yet")
-        note = ""
-        if at is not None:
-            if at not in self._steps:
-                near = min(self._steps, key=lambda s: abs(s - at))
-                raise ValueError(f"step {at} was not recorded; the nearest one is {near}")
-            record = self._steps.index(at)
-            kept = {
-                path: np.unpackbits(bits[record], count=math.prod(self.groups[path])).astype(bool)
-                for path, bits in self._bits.items()
-            }
-        else:
-            kept, note = self._prefix(density, groups)
-            record = len(self._steps) - 1
-        masks = {path: np.ones(shape, bool) for path, shape in self.shapes.items()}
-        elements = total = 0
-        for path, chosen in kept.items():
-            shape, units = self.shapes[path], self.groups[path]
-            mask = chosen.reshape(units)
-            for axis, (n, c) in enumerate(zip(shape, units, strict=True)):
-                mask = np.repeat(mask, n // c, axis=axis)
-            masks[path] = mask
-            elements, total = elements + int(mask.sum()), total + mask.size
-        return Ticket(masks, self._steps[record], tuple(kept), elements / total, note)
+        if step is None:
+            return len(self._steps) - 1
+        if step not in self._steps:
+            near = min(self._steps, key=lambda s: abs(s - step))
+            raise ValueError(f"step {step} was not recorded; the nearest one is {near}")
+        return self._steps.index(step)
 
-    def _prefix(
-        self, density: float | None, groups: int | None
-    ) -> tuple[dict[str, np.ndarray], str]:
-        """The first units of the order, as a flat bool array a leaf, and what was not met."""
-        paths = list(self.groups)
-        sizes = {p: math.prod(self.shapes[p]) // math.prod(self.groups[p]) for p in paths}
-        size = np.concatenate([np.full(self._entry[p].size, sizes[p]) for p in paths])
-        entry = np.concatenate([self._entry[p].ravel() for p in paths])
-        rank = np.concatenate([self._rank[p].ravel() for p in paths])
-        order = np.lexsort((-rank, np.where(entry < 0, len(self._steps), entry)))
-        note = ""
-        if density is not None:
-            if not 0 < density <= 1:
-                raise ValueError(f"density must lie in (0, 1], got {density}")
-            total = np.cumsum(size[order])
-            take = int(np.searchsorted(total, density * total[-1] * (1 + 1e-12), side="right"))
-            if take == 0:
-                raise ValueError(
-                    f"density {density} is less than the first unit, {total[0] / total[-1]:.3g}"
-                )
-            gap = density * total[-1] - total[take - 1]
-            if gap >= 1:
-                note = f"{int(gap)} elements fewer than asked: the next group would exceed it"
-        else:
-            assert groups is not None
-            if not 0 < groups <= order.size:
-                raise ValueError(f"groups must lie between 1 and {order.size}, got {groups}")
-            take = groups
-        chosen = np.zeros(order.size, bool)
-        chosen[order[:take]] = True
-        ends = np.cumsum([self._entry[p].size for p in paths])[:-1]
-        return dict(zip(paths, np.split(chosen, ends), strict=True)), note
+    def _first_open(self) -> str:
+        """In words, where something is selected."""
+        open_ = [
+            step
+            for k, step in enumerate(self._steps)
+            if any(bits[k].any() for bits in self._bits.values())
+        ]
+        if open_:
+            return f"the first recorded step with anything selected is {open_[0]}"
+        return "no recorded step has anything selected yet; ask by size, as with density="
+
+    def _cells_at(self, record: int) -> dict[str, np.ndarray]:
+        """By leaf path, which units were selected, flat."""
+        return {
+            path: np.unpackbits(bits[record], count=math.prod(self.groups[path])).astype(bool)
+            for path, bits in self._bits.items()
+        }
+
+    def _masks(self, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Masks of all leaves; dense ones are all True."""
+        masks = {path: np.ones(shape, bool) for path, shape in self.shapes.items()}
+        for path, chosen in cells.items():
+            mask = chosen.reshape(self.groups[path])
+            for axis, n in enumerate(self.shapes[path]):
+                mask = np.repeat(mask, n // mask.shape[axis], axis=axis)
+            masks[path] = mask
+        return masks
+
+    def _left(
+        self, count: Callable[[dict[str, np.ndarray]], float], units: Units, kept: np.ndarray
+    ) -> float:
+        return count(self._masks(units.spread(kept)))
+
+    def _gathered(self) -> Units:
+        each = {p: math.prod(self.shapes[p]) // math.prod(self.groups[p]) for p in self.groups}
+        return gather(self._entry, self._rank, each, self._ties)
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the path to one .npz file, without pickle, at once or not at all.
 
         A file that is there is kept beside it with the ending `.previous`.
         """
-        file = Path(file)
         header = {
-            "format": _FORMAT,
+            "kind": _KIND,
+            "format": _FORMATS[-1],
             "steps": self._steps,
             "metrics": self._metrics,
             "shapes": self.shapes,
             "groups": self.groups,
         }
-        arrays: dict[str, Any] = {"header": np.array(json.dumps(header))}
+        arrays: dict[str, Any] = {}
         for i, path in enumerate(self.groups):
             arrays[f"bits_{i}"] = np.stack(self._bits[path])
             arrays[f"rank_{i}"] = self._rank[path]
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as out:
-                np.savez_compressed(out, **arrays)
-                out.flush()
-                os.fsync(out.fileno())
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        if file.exists():
-            os.replace(file, _previous(file))
-        os.replace(part, file)
+            if path in self._ties:
+                arrays[f"ties_{i}"] = self._ties[path]
+        write(Path(file), header, arrays, keep=previous(Path(file)))
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "SolutionPath":
@@ -286,65 +328,27 @@ class SolutionPath:
             FileNotFoundError: no such file, and no previous one.
             ValueError: neither it nor the previous one can be read.
         """
-        file = Path(file)
-        if not file.exists() and not _previous(file).exists():
-            raise FileNotFoundError(f"no solution path at {file}")
-        try:
-            return cls._read(file)
-        except Exception as error:  # whatever zip, JSON or NumPy make of damaged bytes
-            try:
-                path = cls._read(_previous(file))
-            except Exception:
-                raise ValueError(
-                    f"{file} is no readable solution path ({error}), and there is no previous one"
-                ) from None
-        warnings.warn(
-            f"{file} is damaged; the previous one, up to step {path._steps[-1:]}, was read instead",
-            stacklevel=2,
-        )
-        return path
+        return load(Path(file), _KIND, cls._read)
 
     @classmethod
     def _read(cls, file: Path) -> "SolutionPath":
         path = cls()
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-            header = json.loads(str(data["header"]))
-            if header["format"] != _FORMAT:
-                raise ValueError(f"format {header['format']}, expected {_FORMAT}")
-            path._steps = header["steps"]
-            path._metrics = header["metrics"]
-            path.shapes = {p: tuple(shape) for p, shape in header["shapes"].items()}
-            path.groups = {p: tuple(shape) for p, shape in header["groups"].items()}
-            for i, (name, units) in enumerate(path.groups.items()):
-                bits = data[f"bits_{i}"]
-                if len(bits) != len(path._steps):
-                    raise ValueError(f"{len(bits)} records of {name}, expected {len(path._steps)}")
-                path._bits[name] = list(bits)
-                path._rank[name] = data[f"rank_{i}"]
-                entry = np.full(math.prod(units), -1, np.int32)
-                for record, row in enumerate(bits):
-                    chosen = np.unpackbits(row, count=entry.size).astype(bool)
-                    entry[chosen & (entry < 0)] = record
-                path._entry[name] = entry.reshape(units)
+        header, data = read(file, _KIND, _FORMATS)
+        path._steps = header["steps"]
+        path._metrics = header["metrics"]
+        path.shapes = {p: tuple(shape) for p, shape in header["shapes"].items()}
+        path.groups = {p: tuple(shape) for p, shape in header["groups"].items()}
+        for i, (name, units) in enumerate(path.groups.items()):
+            bits = data[f"bits_{i}"]
+            if len(bits) != len(path._steps):
+                raise ValueError(f"{len(bits)} records of {name}, expected {len(path._steps)}")
+            path._bits[name] = list(bits)
+            path._rank[name] = data[f"rank_{i}"]
+            if f"ties_{i}" in data:
+                path._ties[name] = data[f"ties_{i}"]
+            entry = np.full(math.prod(units), -1, np.int32)
+            for record, row in enumerate(bits):
+                chosen = np.unpackbits(row, count=entry.size).astype(bool)
+                entry[chosen & (entry < 0)] = record
+            path._entry[name] = entry.reshape(units)
         return path
-
-
-def _previous(file: Path) -> Path:
-    return file.with_name(file.name + ".previous")
-
-
-@jax.jit
-def _units(state: SplitLBIState) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """By leaf path: which units are selected, and ‖V_g‖ over λ."""
-    chosen, strength = {}, {}
-    flat = [jax.tree.leaves(tree) for tree in state.shrink]
-    for (path, v), *shrink in zip(leaf_paths(state.v), *flat, strict=True):
-        if v.dtype == bool:
-            continue
-        leaf = Shrink(*shrink)
-        chosen[path] = select(v, leaf)
-        beyond = leaf.strength
-        if leaf.threshold.dtype != bool:
-            beyond = fraction_of_threshold(v, v, leaf)
-        strength[path] = beyond.astype(jnp.float32)
-    return chosen, strength

@@ -14,11 +14,14 @@ needed to rebuild Γ from V, which is what the lean optimizer state stores.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dessilbi_jax._joint import Numbers, group_sizes, joint_sums
 from dessilbi_jax.structure import LeafGroups
 
 
@@ -27,7 +30,8 @@ class Shrink(NamedTuple):
 
     Attributes:
         strength: group norm over its threshold, in the shape of the groups; a group is selected
-            where it exceeds 1. A bool array where there is no threshold by group.
+            where it exceeds 1. All cells of a joint group hold that group's. A bool array where
+            there is no threshold by group.
         threshold: threshold of single elements, with all axes of length 1. A bool array where
             there is none.
         scale: factor of what is left, with all axes of length 1: κ / (1 + κμ).
@@ -91,7 +95,42 @@ def group_norm(v: jax.Array, counts: tuple[int, ...]) -> jax.Array:
     """
     if counts == v.shape:
         return jnp.where(v == 0, 0, jnp.abs(v))
-    square = group_sum(jnp.real(v * jnp.conj(v)), counts)
+    return _root(_square(v, counts))
+
+
+def group_norms(
+    counts: Sequence[tuple[int, ...]], joint: Sequence[Numbers], v: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """`group_norm` of several leaves: a joint group is normed as a whole, over all its members.
+
+    Args:
+        counts: number of groups along each axis (`LeafGroups.counts`), for each leaf.
+        joint: the joint group of every cell (`LeafGroups.joint`), for each leaf.
+        v: the leaves.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dessilbi_jax.prox import group_norms
+        >>> kernel, bias = jnp.array([[3.0, 0.0], [0.0, 0.0]]), jnp.array([4.0, 1.0])
+        >>> norms = group_norms([(1, 2), (2,)], [(0, 1), (0, 1)], [kernel, bias])
+        >>> [norm.tolist() for norm in norms]
+        [[[5.0, 1.0]], [5.0, 1.0]]
+    """
+    own = [numbers is None for numbers in joint]
+    squares = [
+        x if alone else _square(x, cells) for x, cells, alone in zip(v, counts, own, strict=True)
+    ]
+    return [
+        group_norm(x, cells) if alone else _root(x)
+        for x, cells, alone in zip(joint_sums(joint, squares), counts, own, strict=True)
+    ]
+
+
+def _square(v: jax.Array, counts: tuple[int, ...]) -> jax.Array:
+    return group_sum(jnp.real(v * jnp.conj(v)), counts)
+
+
+def _root(square: jax.Array) -> jax.Array:
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
@@ -164,7 +203,7 @@ class Penalty:
     def shrink(
         self, v: jax.Array, leaf: LeafGroups, lam: jax.Array, kappa: jax.Array | float
     ) -> Shrink:
-        """The numbers that turn V into Γ = prox_{κΩ_λ}(κV).
+        """The numbers that turn V into Γ = prox_{κΩ_λ}(κV), for one leaf.
 
         Args:
             v: V of the leaf.
@@ -172,21 +211,59 @@ class Penalty:
             lam: λ, a positive scalar array; infinite closes every group.
             kappa: κ > 0.
         """
-        assert leaf.counts is not None
-        ones = (1,) * v.ndim
-        real = jnp.real(v).dtype
-        scale = jnp.full(ones, kappa / (1 + kappa * self.mu), real)
+        return shrink_all([leaf], [self], [v], [lam], kappa)[0]
+
+
+def shrink_all(
+    leaves: Sequence[LeafGroups],
+    penalties: Sequence[Penalty],
+    v: Sequence[jax.Array],
+    lams: Sequence[Any],
+    kappa: jax.Array | float,
+) -> list[Shrink]:
+    """`Penalty.shrink` of several leaves, which joint groups may span.
+
+    Args:
+        leaves, penalties, v, lams: the groups, Ω, V and λ of each (structured) leaf.
+        kappa: κ > 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dessilbi_jax.prox import Penalty, shrink_all
+        >>> from dessilbi_jax.structure import LeafGroups
+        >>> leaves = [LeafGroups(name, (1,), (1,), joint=(0,)) for name in ("scale", "bias")]
+        >>> v = [jnp.array([3.0]), jnp.array([4.0])]
+        >>> [s.strength.tolist() for s in shrink_all(leaves, [Penalty()] * 2, v, [2.5] * 2, 1.0)]
+        [[2.0], [2.0]]
+    """
+    lams = [jnp.asarray(lam, jnp.real(x).dtype) for x, lam in zip(v, lams, strict=True)]
+    grouped = [i for i, leaf in enumerate(leaves) if not leaf.elementwise]
+    inner = [
+        soft_threshold(v[i], penalties[i].mix * lams[i]) if penalties[i].mix else v[i]
+        for i in grouped
+    ]
+    cells = [leaves[i].counts or () for i in grouped]
+    each = group_norms(cells, [leaves[i].joint for i in grouped], inner)
+    norms = dict(zip(grouped, each, strict=True))
+    sizes = group_sizes(leaves)
+    out = []
+    for i, (x, lam, penalty) in enumerate(zip(v, lams, penalties, strict=True)):
+        ones = (1,) * x.ndim
         nothing = jnp.zeros(ones, bool)
-        lam = jnp.asarray(lam, real)
-        if leaf.elementwise:  # ‖·‖₂ of one element is its modulus, so both parts add up
-            return Shrink(nothing, jnp.broadcast_to(lam, ones), scale)
-        weight = (1 - self.mix) * (math.sqrt(leaf.group_size) if self.sqrt_size else 1.0)
-        inner = soft_threshold(v, self.mix * lam) if self.mix else v
-        norm = group_norm(inner, leaf.counts)
+        scale = jnp.full(ones, kappa / (1 + kappa * penalty.mu), lam.dtype)
+        if i not in norms:  # ‖·‖₂ of one element is its modulus, so both parts add up
+            out.append(Shrink(nothing, jnp.broadcast_to(lam, ones), scale))
+            continue
+        weight = (1 - penalty.mix) * (_sqrt(sizes[i], lam.dtype) if penalty.sqrt_size else 1.0)
         # A zero norm stays zero whatever λ is, also where λ is infinite or zero.
-        strength = jnp.where(norm > 0, norm / (weight * lam), 0)
-        threshold = jnp.broadcast_to(self.mix * lam, ones) if self.mix else nothing
-        return Shrink(strength, threshold, scale)
+        strength = jnp.where(norms[i] > 0, norms[i] / (weight * lam), 0)
+        threshold = jnp.broadcast_to(penalty.mix * lam, ones) if penalty.mix else nothing
+        out.append(Shrink(strength, threshold, scale))
+    return out
+
+
+def _sqrt(size: Any, dtype: Any) -> Any:
+    return math.sqrt(size) if isinstance(size, int) else np.sqrt(size).astype(dtype)
 
 
 def group_lasso(*, sqrt_size: bool = False) -> Penalty:
@@ -258,15 +335,21 @@ def select(v: jax.Array, shrink: Shrink) -> jax.Array:
     return by_element & expand(shrink.strength > 1, v.shape)
 
 
-def fraction_of_threshold(moved: jax.Array, v: jax.Array, shrink: Shrink) -> jax.Array:
+def fraction_of_threshold(
+    moved: jax.Array,
+    v: jax.Array,
+    shrink: Shrink,
+    norms: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
     """How far along to selection each unit would be with V at `moved`; selected above 1.
 
     Args:
         moved: a V to judge.
         v: the V that `shrink` was made from.
         shrink: tells the thresholds.
+        norms: group norms of `moved` and of `v`, from `group_norms`, where groups are joint.
     """
     if shrink.threshold.dtype != bool:
         return jnp.abs(moved) / shrink.threshold
-    norm, new = (group_norm(x, shrink.strength.shape) for x in (v, moved))
+    new, norm = norms or (group_norm(x, shrink.strength.shape) for x in (moved, v))
     return jnp.where(norm > 0, new * shrink.strength / jnp.where(norm > 0, norm, 1), 0)

@@ -3,14 +3,23 @@
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 
+from dessilbi_jax._joint import check_joint, count_groups
 from dessilbi_jax.structure import LeafGroups, Structure, filters, is_inexact, leaf_paths
 
+
+class Resolves(Protocol):
+    """What a structure is in the end: it gives the groups of every leaf of a tree, in order."""
+
+    def resolve(self, params: Any) -> list[LeafGroups]:
+        """The groups of every leaf of `params`, in the order of its leaves."""
+
+
 Rule: TypeAlias = tuple[Any, ...]  # (pattern, spec) or (pattern, spec, options)
-StructureLike: TypeAlias = "Structure | Rules | Sequence[Rule] | Callable[[Any], Any]"
+StructureLike: TypeAlias = "Resolves | Sequence[Rule] | Callable[[Any], Any]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +119,19 @@ class _FromCallable:
         ]
 
 
+def may_join(structure: Any) -> bool:
+    """Whether a structure could make groups that span leaves: ours make none."""
+    return not isinstance(structure, Structure | Rules | _FromCallable)
+
+
 def resolve(structure: StructureLike, params: Any) -> list[LeafGroups]:
-    """The groups of every leaf of `params`, checked: something must be structured.
+    """The groups of every leaf of `params`, checked: something is structured, and joint groups fit.
 
     A tree without leaves gives an empty list (Optax asks for that in `tree.map_params`).
 
     Raises:
-        ValueError: if no leaf at all is structured.
+        ValueError: if no leaf at all is structured, or if members of one joint group are given
+            different λ or penalties.
     """
     leaves = as_structure(structure).resolve(params)
     if leaves and all(leaf.counts is None for leaf in leaves):
@@ -129,6 +144,7 @@ def resolve(structure: StructureLike, params: Any) -> list[LeafGroups]:
             "the transformation outside of it, or name the leaves by a rule such as "
             "[('.*', dl.weights)]"
         )
+    check_joint(leaves)
     return leaves
 
 
@@ -167,7 +183,7 @@ class Description:
         lines.insert(1, "-" * max(map(len, lines)))
         total = sum(leaf.size for leaf in self.rows)
         inside = sum(leaf.size for leaf in self.rows if leaf.counts is not None)
-        groups = sum(leaf.groups for leaf in self.rows)
+        groups = count_groups(self.rows)
         lines.append(f"{inside:,} of {total:,} parameters in {groups:,} groups")
         return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """The state of DessiLBI, and how to find it wherever it is nested."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ class SplitLBIState(NamedTuple):
         lam: λ now in force, float32; infinite before the first automatic estimate.
         skipped: entries of V left unchanged so far because W − Γ was not finite, int32.
         auto: `Automatic`, the estimates of λ so far; the empty tuple when λ is given.
+        ties: the groups that span leaves, for whoever reads the state: int32 arrays in the shape
+            of the groups, equal numbers being one group; bool arrays with all axes of length 1
+            for leaves without. The empty tuple where there are none.
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
@@ -36,6 +40,35 @@ class SplitLBIState(NamedTuple):
     lam: jax.Array
     skipped: jax.Array
     auto: Any
+    ties: Any = ()
+
+
+def tie_leaves(treedef: Any, ties: Any) -> list[jax.Array | None]:
+    """The joint group numbers of each leaf, from the `ties` of a state; None where it has none."""
+    if isinstance(ties, tuple) and ties == ():
+        return [None] * treedef.num_leaves
+    return [None if tie.dtype == bool else tie for tie in treedef.flatten_up_to(ties)]
+
+
+def tie_trees(treedef: Any, leaves: Sequence[LeafGroups], may_join: bool) -> Any:
+    """The inverse of `tie_leaves`: the `ties` of a state.
+
+    Args:
+        treedef: the tree of the parameters.
+        leaves: the groups of each leaf.
+        may_join: whether there could be joint groups; it decides for trees without leaves, with
+            which Optax's `tree.map_params` asks for the form of the state.
+    """
+    joined = any(leaf.joint is not None for leaf in leaves) if leaves else may_join
+    if not joined:
+        return ()
+    ties = [
+        jnp.zeros((1,) * len(leaf.shape), bool)
+        if leaf.joint is None or leaf.counts is None
+        else jnp.array(leaf.joint, jnp.int32).reshape(leaf.counts)
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(treedef, ties)
 
 
 def shrink_leaves(treedef: Any, trees: Shrink) -> list[Shrink]:
@@ -66,6 +99,7 @@ def check_state(
     try:
         v = treedef.flatten_up_to(state.v)
         shrink = shrink_leaves(treedef, state.shrink)
+        ties = tie_leaves(treedef, state.ties)
     except ValueError as error:
         raise ValueError(f"the state does not fit the parameters: {hint} ({error})") from None
     # An empty tuple of parameters has an empty tuple for its Γ, lean or not.
@@ -77,7 +111,7 @@ def check_state(
     if auto != (state.auto != ()):
         made = "a given λ" if auto else "lam='auto'"
         raise ValueError(f"the state was made with {made}, the transformation not; call init again")
-    for leaf, value, (strength, _, _) in zip(groups, v, shrink, strict=True):
+    for leaf, value, (strength, _, _), tie in zip(groups, v, shrink, ties, strict=True):
         expected = "a dense leaf" if leaf.counts is None else f"groups {leaf.counts}"
         got = "a dense leaf"
         if value.dtype != bool:
@@ -86,6 +120,12 @@ def check_state(
             raise ValueError(
                 f"the state does not fit {leaf.path or 'the parameters'}: it holds {got} in shape "
                 f"{value.shape}, expected {expected} in shape {leaf.shape}; {hint}"
+            )
+        if (tie is None) != (leaf.joint is None):
+            held, asked = ("its own", "joint") if tie is None else ("joint", "its own")
+            raise ValueError(
+                f"the state does not fit {leaf.path}: the leaf's groups are {held} in the state, "
+                f"{asked} in the structure; {hint}"
             )
 
 
@@ -126,6 +166,7 @@ def get_state(opt_state: Any, *, merge: bool = False) -> SplitLBIState:
         )
     states = [state for _, state in found]
     return states[0]._replace(
+        ties=_overlay_ties(states),
         v=_overlay([s.v for s in states]),
         gamma=_overlay([s.gamma for s in states]),
         shrink=Shrink(*(_overlay([s.shrink[k] for s in states]) for k in range(3))),
@@ -210,6 +251,24 @@ def _overlay(trees: Sequence[Any]) -> Any:
         for column in zip(*(leaves for leaves, _ in flat), strict=True)
     ]
     return jax.tree.unflatten(flat[0][1], leaves)
+
+
+def _overlay_ties(states: Sequence[SplitLBIState]) -> Any:
+    """The ties of several states: groups of different states stay different groups."""
+    if all(isinstance(s.ties, tuple) and s.ties == () for s in states):
+        return ()
+    trees, start = [], jnp.int32(0)
+    for state in states:
+        v, treedef = jax.tree.flatten(state.v, is_leaf=_is_hidden)
+        ties = jax.tree.leaves(state.ties, is_leaf=_is_hidden) or [
+            x if _is_hidden(x) else jnp.zeros((1,) * x.ndim, bool) for x in v
+        ]
+        joint = [x for x in ties if not _is_hidden(x) and x.dtype != bool]
+        shift = start - functools.reduce(jnp.minimum, [jnp.min(x) for x in joint], start)
+        ties = [x if _is_hidden(x) or x.dtype == bool else x + shift for x in ties]
+        start = functools.reduce(jnp.maximum, [jnp.max(x) + shift + 1 for x in joint], start)
+        trees.append(jax.tree.unflatten(treedef, ties))
+    return _overlay(trees)
 
 
 def _map_leaves(

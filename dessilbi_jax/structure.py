@@ -8,6 +8,9 @@ cell of that grid. So an HWIO kernel of shape (3, 3, 16, 32) has
     single weights   counts (3, 3, 16, 32)     kernel slices    counts (1, 1, 16, 32)
     whole layer      counts (1, 1, 1, 1)       4 x 4 blocks     counts (3, 3, 4, 8)
 
+Cells of several leaves can be one group together (`LeafGroups.joint`): a filter with its bias, its
+normalisation and the inputs it feeds, say.
+
 Named structures (`filters`, `weights`, …) choose `counts` from a leaf's name and rank; the rules
 of `rules.py` choose it by the leaf's path. Everything here is plain Python on shapes.
 """
@@ -31,6 +34,12 @@ class LeafGroups:
         lam: λ of this leaf's own rule, or None to follow the transformation's λ.
         penalty: penalty of this leaf's own rule, or None for the transformation's.
         reason: why the leaf is dense, when it is.
+        joint: the joint group of every cell of the grid, row-major, or None where the leaf's
+            groups are its own. Cells with the same number, of this or of several leaves, are one
+            group, and the norm of V runs over all of them.
+
+    Raises:
+        ValueError: where `joint` has not one number a cell, or the leaf is dense.
     """
 
     path: str
@@ -40,15 +49,23 @@ class LeafGroups:
     lam: float | None = None
     penalty: Any = None
     reason: str = ""
+    joint: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.joint is not None and len(self.joint) != self.groups:
+            raise ValueError(
+                f"joint must give one number for each of the {self.groups} cells of {self.path} "
+                f"(counts {self.counts}), got {len(self.joint)}"
+            )
 
     @property
     def elementwise(self) -> bool:
         """True where every group holds a single element (the lasso)."""
-        return self.counts == self.shape
+        return self.counts == self.shape and self.joint is None
 
     @property
     def groups(self) -> int:
-        """Number of groups."""
+        """Number of cells of the grid: of groups, unless they are joint."""
         return 0 if self.counts is None else int(np.prod(self.counts, dtype=np.int64))
 
     @property
@@ -58,7 +75,7 @@ class LeafGroups:
 
     @property
     def group_size(self) -> int:
-        """Number of elements in each group."""
+        """Number of elements in each cell of the grid."""
         return self.size // max(self.groups, 1)
 
 

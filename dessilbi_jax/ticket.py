@@ -1,20 +1,30 @@
-"""Tickets: a support to prune to, and what is done with it."""
+"""Tickets: a support to prune to, as a table, a file and a tree of masks."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import functools
+import importlib.metadata
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from dessilbi_jax._archive import read, write
 from dessilbi_jax.structure import leaf_paths
+
+_KIND = "ticket"
+_FORMATS = (1,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ticket:
     """A support of Γ to prune to.
+
+    `str(ticket)` is a table by layer.
 
     Attributes:
         masks: bool array of each leaf by its path, True = kept; dense leaves are all True.
@@ -22,6 +32,22 @@ class Ticket:
         structured: paths of the leaves that were selected in.
         density: kept elements of the structured leaves over all of theirs.
         note: what the request could not be met with, in words; empty when it was met.
+        card: where the ticket came from, as JSON can hold it: the request, the rule by which
+            units entered, how many are kept, metrics of the step, versions. Add to it by
+            `with_card`.
+
+    Raises:
+        ValueError: masks that are not bool arrays, a structured leaf without one, or a ticket
+            that keeps nothing of its structured leaves.
+
+    Example:
+        >>> import numpy as np
+        >>> import dessilbi_jax as dl
+        >>> masks = {"fc/kernel": np.eye(2, dtype=bool), "fc/bias": np.ones(2, bool)}
+        >>> print(dl.Ticket(masks, 10, ("fc/kernel",), 0.5))
+        ticket of step 10: 2 of 4 structured weights (50 %), 4 of 6 parameters
+        layer      kept  of  share
+        fc/kernel     2   4   50 %
     """
 
     masks: Mapping[str, np.ndarray]
@@ -29,125 +55,198 @@ class Ticket:
     structured: tuple[str, ...]
     density: float
     note: str = ""
+    card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_masks(self.masks)
+        for path in self.structured:
+            if path not in self.masks:
+                raise ValueError(f"the ticket has no mask of its structured leaf {path}")
+        if self.structured and not any(np.any(self.masks[path]) for path in self.structured):
+            raise ValueError("the ticket is empty: it keeps nothing of its structured leaves")
+
+    def __str__(self) -> str:
+        rows = [(p, int(np.sum(self.masks[p])), self.masks[p].size) for p in self.structured]
+        table = [("layer", "kept", "of", "share")]
+        table += [(p, f"{n:,}", f"{of:,}", f"{100 * n / max(of, 1):.3g} %") for p, n, of in rows]
+        wide = [max(len(row[k]) for row in table) for k in range(4)]
+        kept, total = sum(n for _, n, _ in rows), sum(of for _, _, of in rows)
+        every = sum(mask.size for mask in self.masks.values())
+        left = sum(int(np.sum(mask)) for mask in self.masks.values())
+        lines = [
+            f"ticket of step {self.step}: {kept:,} of {total:,} structured weights "
+            f"({100 * self.density:.3g} %), {left:,} of {every:,} parameters"
+        ]
+        for path, *cells in table:
+            right = [cell.rjust(n) for cell, n in zip(cells, wide[1:], strict=True)]
+            lines.append("  ".join([path.ljust(wide[0]), *right]))
+        return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
 
     def mask(self, params: Any) -> Any:
         """The masks as a tree like `params`.
 
         Raises:
-            ValueError: where a leaf is missing or of another shape, naming the first.
+            ValueError: where a leaf is missing or of another shape, naming the first; masks
+                that were edited to another dtype.
         """
-        leaves = []
-        for path, leaf in leaf_paths(params):
-            if path not in self.masks or self.masks[path].shape != leaf.shape:
-                there = self.masks[path].shape if path in self.masks else "nothing"
+        return masks_like(self.masks, params)
+
+    def with_card(self, **facts: Any) -> "Ticket":
+        """The same ticket with more on its card, for example `seed=0, accuracy=0.98`."""
+        return dataclasses.replace(self, card={**self.card, **facts})
+
+    def transfer(self, params: Any, *, drop: str | Sequence[str] = ()) -> "Ticket":
+        """The ticket for a network that differs in some leaves, such as one with another head.
+
+        Args:
+            params: the other network's parameters.
+            drop: regular expressions searched in leaf paths. What they match is dense in the
+                result, whatever this ticket says of it; every other leaf must fit.
+
+        Raises:
+            ValueError: a leaf that does not fit and is not dropped, a pattern that matches
+                nothing, or nothing selected left.
+
+        Example:
+            >>> import jax.numpy as jnp, numpy as np
+            >>> import dessilbi_jax as dl
+            >>> masks = {"fc": np.eye(2, dtype=bool), "head": np.ones((2, 10), bool)}
+            >>> ticket = dl.Ticket(masks, 10, ("fc", "head"), 22 / 24)
+            >>> other = {"fc": jnp.ones((2, 2)), "head": jnp.ones((2, 3))}
+            >>> ticket.transfer(other, drop="head").masks["head"].shape
+            (2, 3)
+        """
+        patterns = (drop,) if isinstance(drop, str) else tuple(drop)
+        shapes = {path: tuple(leaf.shape) for path, leaf in leaf_paths(params)}
+        known = set(shapes) | set(self.masks)
+        for pattern in patterns:
+            if not any(re.search(pattern, path) for path in known):
                 raise ValueError(
-                    f"the ticket does not fit {path}: the parameters have shape {leaf.shape}, "
-                    f"the ticket {there}; it was made for another network, or optax.masked hid "
-                    "the leaf from the state"
+                    f"drop: {pattern!r} matches no leaf of the ticket or of the parameters"
                 )
-            leaves.append(jnp.asarray(self.masks[path]))
-        if len(leaves) != len(self.masks):
-            extra = set(self.masks) - {path for path, _ in leaf_paths(params)}
-            raise ValueError(f"the ticket names {sorted(extra)[0]}, which the parameters lack")
-        return jax.tree.unflatten(jax.tree.structure(params), leaves)
+        dropped = {path for path in known if any(re.search(p, path) for p in patterns)}
+        _check_fit({p: m for p, m in self.masks.items() if p not in dropped}, {
+            p: shape for p, shape in shapes.items() if p not in dropped
+        }, "; name it by drop= to leave it dense")  # fmt: skip
+        masks = {
+            path: np.ones(shape, bool) if path in dropped else self.masks[path]
+            for path, shape in shapes.items()
+        }
+        structured = tuple(path for path in self.structured if path not in dropped)
+        if not structured:
+            raise ValueError("drop leaves nothing of the ticket: all its structured leaves match")
+        card = {**self.card, "transferred": {"dropped": sorted(dropped)}}
+        return make_ticket(masks, self.step, structured, self.note, card)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Writes one .npz file, at once or not at all: masks at one bit an element, card as JSON.
+
+        Raises:
+            ValueError: masks that were edited to another dtype, or a card that JSON cannot hold.
+        """
+        _check_masks(self.masks)
+        header = {
+            "kind": _KIND,
+            "format": _FORMATS[-1],
+            "shapes": {path: list(np.shape(mask)) for path, mask in self.masks.items()},
+            "step": int(self.step),
+            "structured": list(self.structured),
+            "density": float(self.density),
+            "note": self.note,
+            "card": dict(self.card),
+        }
+        masks = enumerate(self.masks.values())
+        write(Path(file), header, {f"mask_{i}": np.packbits(np.asarray(m)) for i, m in masks})
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> "Ticket":
+        """Reads a ticket that `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a damaged file, or one that holds no ticket.
+        """
+        file = Path(file)
+        if not file.exists():
+            raise FileNotFoundError(f"no ticket at {file}")
+        try:
+            header, arrays = read(file, _KIND, _FORMATS)
+            masks = {
+                path: _unpacked(arrays[f"mask_{i}"], tuple(shape))
+                for i, (path, shape) in enumerate(header["shapes"].items())
+            }
+            fields = (header[name] for name in ("density", "note", "card"))
+            return cls(masks, header["step"], tuple(header["structured"]), *fields)
+        except Exception as error:  # whatever zip, JSON or NumPy make of damaged bytes
+            raise ValueError(f"{file} is no readable ticket ({error})") from None
 
 
-class KeepSupportState(NamedTuple):
-    """State of `keep_support`: the mask itself, so that it is saved with the optimizer."""
-
-    mask: Any
-
-
-def keep_support(mask: Any) -> optax.GradientTransformation:
-    """Makes weights outside the mask become, and stay, exactly zero.
-
-    Outside the mask the update becomes −W, so that `optax.apply_updates` lands on 0 whatever
-    momentum, Adam or decay put into it before. Stands last in the chain.
-
-    Args:
-        mask: tree of bool arrays like the parameters, True = kept; or a callable that makes it
-            from the parameters.
-
-    Raises:
-        ValueError: at `init`, a mask of another tree, shape or dtype, naming the first leaf; at
-            `update`, parameters missing.
-
-    Example:
-        >>> import jax.numpy as jnp, optax
-        >>> import dessilbi_jax as dl
-        >>> params = {"w": jnp.array([1.0, 2.0])}
-        >>> mask = {"w": jnp.array([True, False])}
-        >>> tx = optax.chain(optax.sgd(0.1, momentum=0.9), dl.keep_support(mask))
-        >>> updates, state = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
-        >>> optax.apply_updates(params, updates)
-        {'w': Array([0.9, 0. ], dtype=float32)}
-    """
-
-    def init(params: optax.Params) -> KeepSupportState:
-        if not jax.tree.leaves(params):  # a tree without leaves asks for the state's form
-            return KeepSupportState(params)
-        tree = mask(params) if callable(mask) else mask
-        leaves = [jnp.array(m) for m in mask_leaves(params, tree)]  # copies: may be donated
-        return KeepSupportState(jax.tree.unflatten(jax.tree.structure(params), leaves))
-
-    def update(
-        updates: optax.Updates, state: KeepSupportState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, KeepSupportState]:
-        if params is None:
-            raise ValueError("keep_support needs the parameters: tx.update(updates, state, params)")
-
-        def zeroing(m: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
-            dtype = jnp.promote_types(u.dtype, p.dtype)  # a rounded −W would not land on 0
-            return jnp.where(m, u.astype(dtype), -p.astype(dtype))
-
-        return jax.tree.map(zeroing, state.mask, updates, params), state
-
-    return optax.GradientTransformation(init, update)
+def make_ticket(
+    masks: Mapping[str, np.ndarray],
+    step: int,
+    structured: tuple[str, ...],
+    note: str,
+    card: Mapping[str, Any],
+) -> Ticket:
+    """A ticket with its density counted from the masks, and sizes (kept, of) on its card."""
+    size = {path: np.array([np.sum(mask), mask.size]) for path, mask in masks.items()}
+    kept, of = sum((size[path] for path in structured), np.zeros(2, int)).tolist()
+    params = sum(size.values(), np.zeros(2, int)).tolist()
+    card = {**card, "weights": [kept, of], "params": params}
+    return Ticket(masks, step, structured, kept / max(of, 1), note, card)
 
 
-def project(params: Any, mask: Any) -> Any:
-    """The parameters with zeros outside the mask: W on the support of Γ.
-
-    Args:
-        params: the parameters.
-        mask: tree of bool arrays, as `support` gives.
-
-    Raises:
-        ValueError: where trees or shapes differ, naming the first leaf.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import dessilbi_jax as dl
-        >>> dl.project({"w": jnp.ones(2)}, {"w": jnp.array([True, False])})
-        {'w': Array([1., 0.], dtype=float32)}
-    """
-    leaves, treedef = jax.tree.flatten(params)
-    masks = mask_leaves(params, mask)
-    return jax.tree.unflatten(
-        treedef, [jnp.where(m, p, jnp.zeros_like(p)) for p, m in zip(leaves, masks, strict=True)]
-    )
-
-
-def mask_leaves(params: Any, mask: Any) -> list[jax.Array]:
-    """The leaves of a mask in the order of the parameters' leaves, checked against them.
+def masks_like(masks: Mapping[str, np.ndarray], params: Any) -> Any:
+    """Masks by leaf path as a tree like `params`.
 
     Raises:
-        ValueError: where trees, shapes or dtypes differ, naming the first leaf.
+        ValueError: masks of another dtype or, naming the first, leaves that do not fit.
     """
+    _check_masks(masks)
     named = leaf_paths(params)
-    given = leaf_paths(mask)
-    if [path for path, _ in named] != [path for path, _ in given]:
-        here, there = dict(named), dict(given)
-        odd = [p for p in here if p not in there] or [p for p in there if p not in here]
-        raise ValueError(
-            f"the mask does not fit the parameters: {odd[0] if odd else named[0][0]} is not in "
-            "both; make it with dl.support(opt_state, params)"
-        )
-    for (path, p), (_, m) in zip(named, given, strict=True):
-        dtype = str(getattr(m, "dtype", type(m).__name__))
-        if p.shape != jnp.shape(m) or dtype != "bool":
+    _check_fit(masks, {path: tuple(leaf.shape) for path, leaf in named}, "")
+    leaves = [jnp.asarray(masks[path]) for path, _ in named]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a ticket's numbers depend on."""
+    return {package: _version(package) for package in ("dessilbi_jax", "jax", "optax", "numpy")}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # used from a checkout
+        return "not installed"
+
+
+def _check_masks(masks: Mapping[str, Any]) -> None:
+    for path, mask in masks.items():
+        dtype = str(getattr(mask, "dtype", type(mask).__name__))
+        if dtype != "bool":
+            raise ValueError(f"the ticket's mask of {path} is {dtype}, expected an array of bool")
+
+
+def _check_fit(
+    masks: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], advice: str
+) -> None:
+    for path, shape in shapes.items():
+        there = tuple(masks[path].shape) if path in masks else "nothing"
+        if there != shape:
             raise ValueError(
-                f"the mask does not fit {path}: got {dtype}{list(jnp.shape(m))}, expected "
-                f"bool{list(p.shape)}"
+                f"the ticket does not fit {path}: the parameters have shape {shape}, the ticket "
+                f"{there}; it was made for another network, or optax.masked hid the leaf from "
+                f"the state{advice}"
             )
-    return [m for _, m in given]
+    for path in masks:
+        if path not in shapes:
+            raise ValueError(f"the ticket names {path}, which the parameters lack{advice}")
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    size = int(np.prod(shape, dtype=np.int64))
+    if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
+        raise ValueError(f"{bits.shape} bytes of {bits.dtype} are no mask of shape {shape}")
+    return np.unpackbits(bits, count=size).astype(bool).reshape(shape)

@@ -14,9 +14,11 @@ PACKAGE = Path(dessilbi_jax.__file__).parent
 
 # Each imports only what stands before it. A new module has to be given its place here.
 ORDER = [
-    "structure", "rules", "prox", "state", "kernels", "_order", "_automatic", "_calibrate",
-    "_split_lbi", "_around", "optimizer", "_diagnose", "ticket", "path", "_channels", "_slim",
-    "__init__", "report", "train", "cli", "__main__",
+    "structure", "_joint", "rules", "prox", "state", "kernels", "_order", "_automatic",
+    "_calibrate", "_split_lbi", "_around", "optimizer", "_diagnose",
+    "_masks", "_archive", "_choose", "ticket", "_observe", "path", "_toolbox", "_monitor",
+    "_plan", "_axes", "_follow", "_follow_shape", "_follow_product", "_groups", "_network",
+    "_channels", "_slim", "_export", "__init__", "report", "train", "cli", "__main__",
 ]  # fmt: skip
 # Packages of their own, which know nothing of ours.
 APART = {"models", "data"}

@@ -134,3 +134,18 @@ def test_quickstart_shows_one_picture_and_saves_a_path_that_gives_the_same_ticke
     kept = {name: int(mask.sum()) for name, mask in masks.items() if name in path.groups}
     assert sum(kept.values()) == int(0.05 * (64 * 300 + 300 * 10))
     assert np.isfinite(path.metrics["projected_accuracy"]).all()
+
+
+def test_slimming_leaves_the_numbers_it_speaks_of(executed):
+    notebook, folder = executed("02_tickets_and_slimming")
+    (result,) = outputs(notebook, "execute_result")
+    numbers = ast.literal_eval(result.data["text/plain"])
+    assert numbers["difference"] < 1e-5
+    assert numbers["flax_difference"] < 1e-5
+    assert 0.2 < numbers["share_of_flops"] <= 0.25
+    assert numbers["share_of_numbers"] < 0.5
+    assert numbers["accuracy_dense"] >= 0.93
+    assert numbers["accuracy_tuned"] >= 0.93
+    assert numbers["same_ticket"]
+    files = {"params.safetensors", "plan.json", "card.json", "forward.jaxexport"}
+    assert {file.name for file in (folder / "small").iterdir()} == files

@@ -5,12 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trajectories import assert_trees_close, gradient, network, opened, trajectory
+from trajectories import (
+    JOINED,
+    Channels,
+    assert_trees_close,
+    gradient,
+    network,
+    opened,
+    trajectory,
+)
 
 import dessilbi_jax as dl
 from dessilbi_jax import _order
 
 EVERY_LEAF = [("", dl.weights)]
+EVERY_LEAF_JOINT = Channels((("", -1),))
 STEPS = 4000  # of runs with automatic λ; the descents go on beyond
 
 
@@ -36,6 +45,9 @@ OURS = {
     "elastic-net": {"penalty": dl.elastic_net(1e-4)},
     "auto": {**AUTO, "variant": "paper"},
     "auto-lean": {**AUTO, "lean": True, "momentum": 0.9},
+    "joint": {"structure": JOINED, "momentum": 0.9},
+    "joint-auto-lean": {**AUTO, "structure": JOINED, "lean": True},
+    "freeze": {"freeze": lambda count: count % 2 == 1, "lean": True},
 }  # fmt: skip
 
 
@@ -66,6 +78,10 @@ OTHERS = {
     "wrap-muon": wrapped(optax.contrib.muon),
 }
 ALL = [*OURS, *OTHERS]
+# The structure of those that are to hold every leaf.
+EVERY = dict.fromkeys(ALL, EVERY_LEAF) | dict.fromkeys(
+    [name for name in OURS if name.startswith("joint")], EVERY_LEAF_JOINT
+)
 # Learning rates on (parabola, Rosenbrock).
 RATES = dict.fromkeys(ALL, (1e-2, 1e-3))
 RATES |= {name: (1e-3, 3e-4) for name, options in OURS.items() if "momentum" in options}
@@ -125,7 +141,7 @@ def descend(tx, start, loss, steps):
 def test_converges_with_every_leaf_structured_and_gamma_open(name, target):
     start, end, loss = target()
     rate = RATES[name][target is rosenbrock]
-    params, state = descend(make(name, rate, structure=EVERY_LEAF), start, loss, 60_000)
+    params, state = descend(make(name, rate, structure=EVERY[name]), start, loss, 60_000)
     for got, expected in zip(jax.tree.leaves(params), jax.tree.leaves(end), strict=True):
         np.testing.assert_allclose(got, expected, rtol=3e-2, atol=3e-2)
     assert all(np.all(mask) for mask in jax.tree.leaves(dl.support(state)))
@@ -134,10 +150,12 @@ def test_converges_with_every_leaf_structured_and_gamma_open(name, target):
         np.testing.assert_allclose(got, expected, rtol=6e-2, atol=6e-2)
 
 
-@pytest.mark.parametrize("name", ["paper", "toolbox", "kappa", "lam-schedule", "chain-adam"])
+@pytest.mark.parametrize(
+    "name", ["paper", "toolbox", "kappa", "lam-schedule", "chain-adam", "joint"]
+)
 def test_converges_on_complex_leaves(name):
     start, end, loss = parabola(jnp.complex64)
-    params, state = descend(make(name, RATES[name][0], structure=EVERY_LEAF), start, loss, STEPS)
+    params, state = descend(make(name, RATES[name][0], structure=EVERY[name]), start, loss, STEPS)
     inner = dl.get_state(state)
     for w, v, gamma, expected in zip(
         *map(jax.tree.leaves, (params, inner.v, dl.gamma(state), end)), strict=True
@@ -155,8 +173,12 @@ def test_complex_groups_are_normed_by_modulus():
 
 
 @pytest.mark.parametrize(
-    "name", ["paper-momentum", "toolbox-nesterov-decay", "auto-lean", "chain-adam", "wrap-muon"]
-)
+    "name",
+    [
+        "paper-momentum", "toolbox-nesterov-decay", "auto-lean", "chain-adam", "wrap-muon",
+        "joint-auto-lean", "freeze",
+    ],
+)  # fmt: skip
 def test_update_takes_unknown_arguments_and_is_traced_once(name):
     tx, params = make(name, 1e-2), network()
     traces = []
@@ -234,8 +256,12 @@ def test_v_of_narrow_parameters_does_not_stall(dtype):
 
 
 @pytest.mark.parametrize(
-    "name", ["paper-decay", "toolbox-nesterov-decay", "lam-schedule", "elastic-net", "auto-lean"]
-)
+    "name",
+    [
+        "paper-decay", "toolbox-nesterov-decay", "lam-schedule", "elastic-net", "auto-lean",
+        "joint-auto-lean", "freeze",
+    ],
+)  # fmt: skip
 def test_inject_hyperparams_gives_the_same(name):
     options = {**LASSO, **OURS[name], "learning_rate": 0.02, "nu": 0.2}
     if "density" in options:
@@ -266,7 +292,7 @@ def assert_same_run(one, other, rtol=1e-5):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", ["paper-momentum", "auto-lean", "chain-adam"])
+@pytest.mark.parametrize("name", ["paper-momentum", "auto-lean", "chain-adam", "joint"])
 def test_a_constant_schedule_is_a_constant(name):
     number = make(name, 0.02, nu=0.2)
     schedule = make(name, optax.constant_schedule(0.02), nu=0.2)
@@ -281,7 +307,9 @@ def test_constant_lam_schedule_is_a_constant():
     assert 0 < opened(one.support) < 1
 
 
-@pytest.mark.parametrize("name", ["toolbox-nesterov-decay", "auto-lean", "wrap-lion-lean"])
+@pytest.mark.parametrize(
+    "name", ["toolbox-nesterov-decay", "auto-lean", "wrap-lion-lean", "joint", "freeze"]
+)
 def test_multi_steps_is_a_step_of_the_mean_gradient(name):
     tx, params = make(name, 0.02, nu=0.2), network()
     multi = optax.MultiSteps(tx, every_k_schedule=4)

@@ -119,7 +119,7 @@ def test_support_is_that_of_the_state():
 def test_tickets_by_groups_hold_exactly_as_many_in_the_order_of_entry(path, naive):
     _, order = naive
     for k in range(1, len(order) + 1):
-        ticket = path.ticket(groups=k)
+        ticket = path.ticket(groups=k, minimum=0)
         expected = {p: np.zeros(np.prod(shape), bool) for p, shape in GROUPS.items()}
         for _, _, p, i in order[:k]:
             expected[p][i] = True
@@ -143,10 +143,10 @@ def test_tickets_by_density_are_the_longest_prefix(path, naive, density):
     take = int(np.sum(sizes <= density * ELEMENTS + 1e-9))
     if take == 0:
         with pytest.raises(ValueError, match="less than the first unit"):
-            path.ticket(density=density)
+            path.ticket(density=density, minimum=0)
         return
-    ticket = path.ticket(density=density)
-    expected = path.ticket(groups=take)
+    ticket = path.ticket(density=density, minimum=0)
+    expected = path.ticket(groups=take, minimum=0)
     for p in path.shapes:
         np.testing.assert_array_equal(ticket.masks[p], expected.masks[p])
     assert ticket.density <= density + 1e-12
@@ -157,7 +157,7 @@ def test_tickets_by_density_are_the_longest_prefix(path, naive, density):
 def test_a_density_that_is_met_exactly_is_met(path, naive):
     sizes = np.cumsum([GROUP_SIZE[p] for _, _, p, _ in naive[1]])
     for kept in sizes:
-        assert path.ticket(density=int(kept) / ELEMENTS).density == kept / ELEMENTS
+        assert path.ticket(density=int(kept) / ELEMENTS, minimum=0).density == kept / ELEMENTS
     assert path.ticket(density=1.0).density == 1.0
 
 
@@ -252,7 +252,7 @@ def assert_same_path(one, other):
             np.testing.assert_array_equal(mask, other.support(step)[p])
     if len(one):
         for k in range(1, sum(e.size for e in one.entry_steps().values()) + 1):
-            mine, its = one.ticket(groups=k), other.ticket(groups=k)
+            mine, its = one.ticket(groups=k, minimum=0), other.ticket(groups=k, minimum=0)
             for p in one.shapes:
                 np.testing.assert_array_equal(mine.masks[p], its.masks[p])
 

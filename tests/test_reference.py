@@ -47,12 +47,18 @@ def lottery(lr, nu, structure):
     )
 
 
+def freezing(count):
+    """Whether the step after `count` updates is one that froze in the reference."""
+    return jnp.asarray(load("toolbox_freeze")["mode"] == 1)[count]
+
+
 by_size = dl.group_lasso(sqrt_size=True)
 TRAJECTORIES = {
     "toolbox_naive": toolbox(0.1, 1.0, 5.0),
     "toolbox_momentum": toolbox(0.1, 1.0, 10.0, momentum=0.9),
     "toolbox_momentum_wd": toolbox(0.05, 2.0, 6.0, momentum=0.9, weight_decay=1e-4),
     "toolbox_large_kappa": toolbox(0.1, 5.0, 20.0, momentum=0.9),
+    "toolbox_freeze": toolbox(0.1, 1.5, 7.0, momentum=0.9, weight_decay=1e-3, freeze=freezing),
     "paper_naive": paper(0.1, 1.0, 5.0),
     "paper_mom": paper(0.1, 1.0, 10.0, momentum=0.9),
     "paper_momwd": paper(0.1, 1.0, 8.0, momentum=0.9, weight_decay=1e-4),
@@ -253,6 +259,14 @@ WRONG = {
             dl.add_split_lbi(0.1, 2.0, 6.0, 1.0, AXES, lean),
             optax.scale_by_learning_rate(0.1),
         ),
+    ),
+    "nothing frozen": (
+        "toolbox_freeze",
+        toolbox(0.1, 1.5, 7.0, momentum=0.9, weight_decay=1e-3),
+    ),
+    "frozen throughout": (
+        "toolbox_freeze",
+        toolbox(0.1, 1.5, 7.0, momentum=0.9, weight_decay=1e-3, freeze=True),
     ),
     "groups by input channel": (
         "toolbox_naive",

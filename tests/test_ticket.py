@@ -1,12 +1,18 @@
-"""Projection, masks that hold under every optimizer, and tickets as trees."""
+"""Projection, masks that hold under every optimizer; tickets as trees, tables and files."""
 
 import functools
+import json
+import os
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import dessilbi_jax as dl
 
@@ -332,3 +338,220 @@ def test_a_ticket_for_another_network_names_the_leaf():
 def test_a_ticket_cannot_be_changed():
     with pytest.raises(AttributeError):
         ticket().step = 8
+
+
+def test_a_hand_edited_ticket_is_refused():
+    for odd in (np.ones((2, 3), int), np.ones((2, 3), np.float32), [[True] * 3] * 2):
+        with pytest.raises(ValueError, match=r"mask of fc/kernel is .*, expected an array of bool"):
+            ticket(**{"fc/kernel": odd})
+    edited = ticket()
+    edited.masks["fc/kernel"] = np.ones((2, 3), np.uint8)
+    with pytest.raises(ValueError, match="mask of fc/kernel is uint8"):
+        edited.mask(PARAMS)
+    with pytest.raises(ValueError, match="mask of fc/kernel is uint8"):
+        edited.save("nowhere.npz")
+    with pytest.raises(ValueError, match="no mask of its structured leaf gone"):
+        dl.Ticket({"w": np.ones(1, bool)}, 1, ("gone",), 1.0)
+
+
+def test_an_empty_ticket_is_refused_and_an_empty_mask_is_not():
+    """A ticket that keeps nothing is a mistake; a mask says no more than where zeros are to be."""
+    with pytest.raises(ValueError, match="the ticket is empty"):
+        ticket(**{"fc/kernel": np.zeros((2, 3), bool)})
+    tx = optax.chain(optax.adam(0.1), dl.keep_support(jax.tree.map(jnp.zeros_like, FITTING)))
+    updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(optax.apply_updates(PARAMS, updates)))
+
+
+def test_a_ticket_prints_as_a_table():
+    masks = {"a/kernel": np.arange(1200) < 60, "b": np.arange(8) < 2, "bias": np.ones(4, bool)}
+    lines = str(dl.Ticket(masks, 9, ("a/kernel", "b"), 62 / 1208, note="one short")).splitlines()
+    assert lines == [
+        "ticket of step 9: 62 of 1,208 structured weights (5.13 %), 66 of 1,212 parameters",
+        "layer     kept     of  share",
+        "a/kernel    60  1,200    5 %",
+        "b            2      8   25 %",
+        "note: one short",
+    ]
+    assert "note" not in str(ticket())
+
+
+def test_more_on_the_card():
+    made = ticket().with_card(seed=3, accuracy=0.98).with_card(accuracy=0.97)
+    assert made.card == {"seed": 3, "accuracy": 0.97}
+    assert ticket().card == {}
+
+
+# Another head
+
+
+def test_a_ticket_is_transferred_to_another_head():
+    other = {
+        "fc": PARAMS["fc"],
+        "head": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)},
+        "extra": jnp.ones(2),
+    }
+    old = ticket(**{"head/kernel": np.eye(3, 2, dtype=bool), "old": np.ones(1, bool)})
+    old = dl.Ticket(old.masks, 7, ("fc/kernel", "head/kernel"), 4 / 12, "a note")
+    moved = old.transfer(other, drop=("^head", "^extra$", "^old$"))
+    assert moved.structured == ("fc/kernel",)
+    assert moved.density == 2 / 6
+    assert (moved.step, moved.note) == (7, "a note")
+    assert moved.card["transferred"]["dropped"] == ["extra", "head/bias", "head/kernel", "old"]
+    mask = moved.mask(other)
+    assert mask["head"]["kernel"].all()
+    np.testing.assert_array_equal(mask["fc"]["kernel"], old.masks["fc/kernel"])
+    # What fits and is not dropped stays; what fits and is dropped is dense.
+    assert ticket().transfer(PARAMS).masks.keys() == ticket().masks.keys()
+    same = {"fc": PARAMS["fc"], "head": {"kernel": jnp.ones((3, 2))}, "old": jnp.ones(1)}
+    assert old.transfer(same, drop="head").masks["head/kernel"].all()
+    assert old.transfer(same).structured == old.structured
+    for drop, message in [
+        ((), r"does not fit extra: .*\(2,\), the ticket nothing.*name it by drop="),
+        ("extra", "does not fit head/bias"),
+        (("head", "extra"), "names old, which the parameters lack; name it by drop="),
+        (("head", "extra", "old", "gone"), "drop: 'gone' matches no leaf"),
+        ("", "drop leaves nothing of the ticket"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            old.transfer(other, drop=drop)
+
+
+# The file
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=30)
+def test_saved_and_loaded_is_the_same(data):
+    shapes = data.draw(st.lists(hnp.array_shapes(max_dims=4, max_side=5), min_size=1, max_size=4))
+    masks = {
+        f"layer{i}/kernel": data.draw(hnp.arrays(bool, shape)) for i, shape in enumerate(shapes)
+    }
+    masks["layer0/kernel"].flat[0] = True
+    card = {"seed": data.draw(st.integers()), "list": [1, None], "γ": data.draw(st.text())}
+    made = dl.Ticket(masks, 3, tuple(masks)[:1], data.draw(st.floats(0, 1)), "note ∞", card)
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(f"{folder}/t.npz")
+        loaded = dl.Ticket.load(f"{folder}/t.npz")
+        assert os.listdir(folder) == ["t.npz"]
+    for name in ("step", "structured", "density", "note", "card"):
+        assert getattr(loaded, name) == getattr(made, name)
+    assert list(loaded.masks) == list(masks)
+    for path, mask in masks.items():
+        assert loaded.masks[path].dtype == bool
+        np.testing.assert_array_equal(loaded.masks[path], mask)
+
+
+def test_the_file_takes_one_bit_an_element_and_no_pickle(tmp_path):
+    masks = {"w": np.random.default_rng(0).random((300, 400)) < 0.5}
+    dl.Ticket(masks, 1, ("w",), 0.5).save(tmp_path / "t.npz")
+    assert os.path.getsize(tmp_path / "t.npz") < 300 * 400 / 8 + 1500
+    with np.load(tmp_path / "t.npz", allow_pickle=False) as data:
+        assert all(data[name].dtype != object for name in data.files)
+        assert json.loads(str(data["header"]))["shapes"] == {"w": [300, 400]}
+
+
+def test_damaged_files_and_other_files_are_refused(tmp_path):
+    file = tmp_path / "t.npz"
+    with pytest.raises(FileNotFoundError, match="no ticket at"):
+        dl.Ticket.load(file)
+    ticket().save(file)
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-10], whole[: len(whole) // 2], b"x" + whole[1:]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is no readable ticket"):
+            dl.Ticket.load(file)
+    dl.SolutionPath().save(file)
+    with pytest.raises(ValueError, match="it holds a solution path, expected a ticket"):
+        dl.Ticket.load(file)
+    ticket().save(file)
+    with pytest.raises(ValueError, match="it holds a ticket, expected a solution path"):
+        dl.SolutionPath.load(file)
+    with np.load(file) as data:
+        arrays = dict(data)
+    header = json.loads(str(arrays["header"]))
+    edits = [
+        ({"format": 2}, {}, "format 2, expected 1"),
+        ({"shapes": {**header["shapes"], "fc/kernel": [20, 3]}}, {}, "no mask of shape"),
+        ({"structured": ["fc/gone"]}, {}, "no mask of its structured leaf fc/gone"),
+        ({}, {"mask_0": np.ones(6)}, "no mask of shape"),
+        ({}, {"mask_0": np.zeros(1, np.uint8)}, "the ticket is empty"),
+    ]
+    for changed, more, message in edits:
+        text = np.array(json.dumps({**header, **changed}))
+        np.savez(file, **{**arrays, **more, "header": text})
+        with pytest.raises(ValueError, match=f"is no readable ticket .*{message}"):
+            dl.Ticket.load(file)
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    file = tmp_path / "t.npz"
+    ticket().save(file)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=r"t\.npz was not written: .*JSON"):
+        ticket().with_card(network=object()).save(file)
+
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="disk full"):
+        ticket().with_card(seed=1).save(file)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["t.npz"]
+
+
+# Rewinding, and zeros through a resume
+
+
+def test_rewinding_takes_the_first_the_last_or_a_named_checkpoint():
+    checkpoints = {200: "c", 0: "a", 100: "b"}
+    assert dl.rewind(checkpoints, "init") == "a"
+    assert dl.rewind(checkpoints, "end") == "c"
+    assert dl.rewind(checkpoints, 100) == "b"
+    with pytest.raises(ValueError, match="no checkpoint of step 120; the nearest one is 100"):
+        dl.rewind(checkpoints, 120)
+    with pytest.raises(ValueError, match="step must be 'init', 'end' or a number, got 'start'"):
+        dl.rewind(checkpoints, "start")
+    with pytest.raises(ValueError, match="no checkpoints"):
+        dl.rewind({}, "end")
+
+    class Lazy:
+        def keys(self):
+            return iter((3, 1))
+
+        def __getitem__(self, step):
+            return -step
+
+    assert [dl.rewind(Lazy(), step) for step in ("init", "end", 3)] == [-1, -3, -3]
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw", "accumulated"])
+def test_zeros_stay_zero_through_a_resume(name, tmp_path):
+    """Parameters and optimizer state through a file, and a transformation with another mask."""
+    params = network()
+    mask = mask_of(params)
+    made = {**OPTIMIZERS, "accumulated": lambda: optax.adam(0.05)}[name]
+
+    def transformation(mask):
+        tx = optax.chain(made(), dl.keep_support(mask))
+        return optax.MultiSteps(tx, 2).gradient_transformation() if name == "accumulated" else tx
+
+    tx = transformation(mask)
+    step = jax.jit(lambda params, state: tx.update(jax.grad(loss)(params, 0.0), state, params))
+    state = tx.init(params)
+    for _ in range(5):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+    leaves, treedef = jax.tree.flatten((params, state))
+    np.savez(tmp_path / "run.npz", *leaves)
+    with np.load(tmp_path / "run.npz") as data:
+        read = [jnp.asarray(data[f"arr_{i}"]) for i in range(len(leaves))]
+    resumed, state = jax.tree.unflatten(treedef, read)
+    tx = transformation(FITTING)  # the mask that holds is the one in the state
+    step = jax.jit(lambda params, state: tx.update(jax.grad(loss)(params, 1.0), state, params))
+    for _ in range(5):
+        updates, state = step(resumed, state)
+        resumed = optax.apply_updates(resumed, updates)
+        assert (outside(resumed, mask) == 0).all()
+    assert not jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), resumed, params))

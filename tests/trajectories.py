@@ -1,6 +1,8 @@
 """Small deterministic problems that the tests of the core share."""
 
+import dataclasses
 import functools
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import optax
 
 import dessilbi_jax as dl
+from dessilbi_jax.structure import LeafGroups, leaf_paths
 
 # Runs take microseconds, their compilation seconds, most of which are for optimisation.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -38,6 +41,31 @@ def gradient(params: Any) -> Any:
         return (w - target.reshape(w.shape)) / 2
 
     return jax.tree.map(leaf, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """A structure whose groups span leaves: cell i of every leaf is a member of group i.
+
+    `axes` holds (pattern, axis) pairs: which leaves, and the axis that their cells lie along.
+    """
+
+    axes: tuple[tuple[str, int], ...]
+
+    def resolve(self, params: Any) -> list[LeafGroups]:
+        return [self._leaf(path, tuple(leaf.shape)) for path, leaf in leaf_paths(params)]
+
+    def _leaf(self, path: str, shape: tuple[int, ...]) -> LeafGroups:
+        for pattern, axis in self.axes:
+            if re.search(pattern, path):
+                n = shape[axis]
+                counts = tuple(n if i == axis % len(shape) else 1 for i in range(len(shape)))
+                return LeafGroups(path, shape, counts, "channels", joint=tuple(range(n)))
+        return LeafGroups(path, shape, None, reason="no channels")
+
+
+# Filters of the convolution with the rows of the dense layer that read them, in `network`.
+JOINED = Channels((("conv/kernel", -1), ("kernel", 0)))
 
 
 class Trajectory(NamedTuple):

@@ -1,0 +1,309 @@
+"""Following channels through the primitives of a jaxpr.
+
+One rule a primitive says what becomes of the axes of its operands. A primitive without a rule is
+noted with its source line, and whatever it touches can no longer be removed: nothing is guessed.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend import source_info_util
+from jax.extend.core import Literal
+
+from dessilbi_jax._axes import DATA, WILD, Axes, Axis, is_open
+
+
+class Value(NamedTuple):
+    """What is known of an array: its axes, and whether it depends on the network's inputs."""
+
+    axes: tuple[Axis, ...]
+    data: bool
+
+
+class Cost(NamedTuple):
+    """Floating-point operations of one equation: `factor` times the lengths of some axes."""
+
+    factor: int
+    axes: tuple[Axis, ...]
+
+
+Rule = Callable[["Follower", Any, list[Value]], list[Value]]
+RULES: dict[str, Rule] = {}
+
+_ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    cbrt ceil clamp convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
+    exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic
+    lt max min mul name ne neg nextafter not or population_count pow real reduce_precision rem
+    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sharding_constraint
+    sign sin sinh sqrt square stop_gradient sub tan tanh to_edtype from_edtype xor"""
+_CALLS = """checkpoint closed_call core_call custom_jvp_call custom_vjp_call
+    custom_vjp_call_jaxpr jit pjit remat remat2"""
+_RANDOM = """random_bits random_fold_in random_seed random_split random_unwrap random_wrap
+    rng_bit_generator rng_uniform threefry2x32"""
+
+
+def where(eqn: Any) -> str:
+    """Where in the source an equation comes from: `net.py:12 (block)`."""
+    text = source_info_util.summarize(eqn.source_info)
+    path, _, function = text.partition(" (")
+    parts = os.path.basename(path).split(":")
+    return ":".join(parts[:2]) + (f" ({function}" if function else "")
+
+
+def primitive(table: dict[str, Rule], names: str) -> Callable[[Rule], Rule]:
+    """Enters a rule into a table, for the primitives named."""
+
+    def enter(rule: Rule) -> Rule:
+        table.update(dict.fromkeys(names.split(), rule))
+        return rule
+
+    return enter
+
+
+class Follower(Axes):
+    """A walk through one jaxpr.
+
+    Attributes:
+        rules: a rule for each primitive that can be followed.
+        costs: what its products and convolutions cost.
+        unknown: (primitive, where) of what could not be followed.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        super().__init__()
+        self.rules = rules
+        self.costs: list[Cost] = []
+        self.unknown: dict[tuple[str, str], None] = {}
+        self.times = 1
+
+    def run(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
+        """The values of a jaxpr's results from those of its arguments."""
+        consts = getattr(jaxpr, "consts", ())
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        env: dict[Any, Value] = {}
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = constant(np.shape(const))
+        env.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(var: Any) -> Value:
+            return constant(np.shape(var.val)) if isinstance(var, Literal) else env[var]
+
+        skipped = _for_nothing(jaxpr)
+        for eqn in jaxpr.eqns:
+            if eqn in skipped:
+                env.update(
+                    (var, Value((WILD,) * len(shape), False))
+                    for var, shape in zip(eqn.outvars, shapes(eqn), strict=True)
+                )
+                continue
+            ins = [as_now(read(var)) for var in eqn.invars]
+            rule = self.rules.get(eqn.primitive.name, unknown)
+            env.update(zip(eqn.outvars, rule(self, eqn, ins), strict=True))
+        return [read(var) for var in jaxpr.outvars]
+
+    def cost(self, factor: int, axes: Sequence[Axis]) -> None:
+        """Notes what an equation costs, as often as the loops around it run."""
+        self.costs.append(Cost(factor * self.times, tuple(axes)))
+
+    def part(self, axes: Sequence[Axis], at: int, index: np.ndarray) -> list[Axis]:
+        """The axes after positions have been taken along one of them."""
+        axis = axes[at]
+        labels = axis.labels
+        if axis is WILD and len(index) > 1:
+            return list(axes)
+        if labels is None:
+            new = Axis(len(index), axis.fixed or DATA, origins=axis.origins)
+            return [new if i == at else other for i, other in enumerate(axes)]
+        atoms = labels.atoms.take(index, axis=labels.axes.index(axis))
+        new_axes = dict(
+            zip(map(id, labels.axes), self.derived(atoms, [[a] for a in labels.axes]), strict=True)
+        )
+        return [new_axes.get(id(other), other) for other in axes]
+
+    def group_labels(self, axis: Axis, groups: int) -> np.ndarray:
+        """Labels of an axis that is cut into groups, one row each; pinned where it is fixed."""
+        if axis.labels is not None:
+            self.decide(axis.labels)
+        if axis.labels is not None:
+            return axis.labels.atoms.reshape(groups, -1)
+        atoms = self.partition.fresh(axis.size)
+        self.partition.pin(atoms, axis.fixed or DATA)
+        return atoms.reshape(groups, -1)
+
+    def equal_part(
+        self, axes: Sequence[Axis], at: int, start: int, length: int, why: str
+    ) -> list[Axis]:
+        """The axes after [start, start + length) has been cut from one of them.
+
+        The parts of an axis cut into equal ones lose the same positions, so that code which cuts
+        by the axis's length goes on doing so.
+        """
+        axis = axes[at]
+        if axis is WILD or length == axis.size:
+            return list(axes)
+        if is_open(axis):
+            self.label([axis])
+        labels = axis.labels
+        if labels is not None:
+            if axis.size % length or start % length:
+                self.fix(axis, f"cut at fixed positions by {why}")
+                new = Axis(length, axis.fixed or f"cut at fixed positions by {why}")
+                return [new if i == at else other for i, other in enumerate(axes)]
+            parts = np.moveaxis(labels.atoms, labels.axes.index(axis), 0)
+            parts = parts.reshape(-1, length, *parts.shape[1:])
+            self.partition.join(parts, parts[:1])
+        return self.part(axes, at, np.arange(start, start + length))
+
+
+def _for_nothing(jaxpr: Any) -> set[Any]:
+    """The equations that only serve to make arrays without elements, as `jnp.pad` has them."""
+    users: dict[int, list[Any]] = {id(var): [None] for var in jaxpr.outvars}
+    for eqn in jaxpr.eqns:
+        for var in eqn.invars:
+            users.setdefault(id(var), []).append(eqn)
+    found: set[Any] = set()
+    for eqn in reversed(jaxpr.eqns):
+        uses = [user for var in eqn.outvars for user in users.get(id(var), [])]
+        empty = all(0 in getattr(var.aval, "shape", ()) for var in eqn.outvars)
+        if eqn.outvars and (empty or (uses and all(user in found for user in uses))):
+            found.add(eqn)
+    return found
+
+
+def constant(shape: Sequence[int]) -> Value:
+    """An array that is written in the program; it can be cut where its partners are."""
+    return Value(tuple(Axis(n, DATA if n == 1 else None) for n in shape), False)
+
+
+def as_now(value: Value) -> Value:
+    return Value(tuple(axis.now() for axis in value.axes), value.data)
+
+
+def shapes(eqn: Any) -> list[tuple[int, ...]]:
+    return [tuple(getattr(var.aval, "shape", ())) for var in eqn.outvars]
+
+
+def fixed(shape: Sequence[int], why: str = DATA) -> tuple[Axis, ...]:
+    return tuple(Axis(n, why) for n in shape)
+
+
+def unknown(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    """What cannot be followed pins all that goes into it."""
+    touched = [a for v in ins for a in v.axes if a is not WILD and a.fixed is None]
+    why = f"goes into {eqn.primitive.name}, which is not followed, at {where(eqn)}"
+    if touched:
+        self.unknown[eqn.primitive.name, where(eqn)] = None
+    for axis in touched:
+        self.pin(axis, why)
+    data = any(v.data for v in ins)
+    return [Value(fixed(shape, why if touched else DATA), data) for shape in shapes(eqn)]
+
+
+@primitive(RULES, _RANDOM)
+def _random(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    why = f"random numbers are drawn in its shape at {where(eqn)}: trace it in evaluation mode"
+    return [Value(fixed(shape, why), False) for shape in shapes(eqn)]
+
+
+@primitive(RULES, "iota")
+def _iota(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    return [Value(fixed(shape, f"numbered at {where(eqn)}"), False) for shape in shapes(eqn)]
+
+
+@primitive(RULES, _ELEMENTWISE)
+def elementwise(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    """Arrays laid over each other lose the same positions."""
+    shape = shapes(eqn)[0]
+    data = any(v.data for v in ins)
+    if not shape:
+        return [Value((), data) for _ in eqn.outvars]
+    arrays = [  # an axis of length 1 that is stretched is a broadcast one
+        [WILD if a.size == 1 and n != 1 else a for a, n in zip(v.axes, shape, strict=True)]
+        for v in ins
+        if len(v.axes) == len(shape)
+    ]
+    axes, *others = arrays or [[WILD] * len(shape)]
+    for other in others:
+        self.align(list(zip(axes, other, strict=True)), f"combined with data at {where(eqn)}")
+        axes = [(o if a is WILD else a).now() for a, o in zip(axes, other, strict=True)]
+    return [Value(tuple(axes), data) for _ in eqn.outvars]
+
+
+@primitive(RULES, "optimization_barrier")
+def _identity(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    return ins
+
+
+@primitive(RULES, _CALLS)
+def _call(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
+    return self.run(inner, ins)
+
+
+def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs: list[Value],
+          times: int, at: str) -> tuple[list[Value], list[Value]]:  # fmt: skip
+    """Carried and stacked values of a loop: what is carried goes in as it comes out."""
+    sizes = [var.aval.shape for var in getattr(body, "jaxpr", body).invars]
+    carry = [
+        Value(tuple(Axis(n) if a is WILD else a for a, n in zip(v.axes, shape, strict=True)), True)
+        for v, shape in zip(carry, sizes[len(consts) :], strict=False)
+    ]
+    self.times *= times
+    out = self.run(body, [*consts, *carry, *xs])
+    self.times //= times
+    for before, after in zip(carry, out, strict=False):
+        pairs = [(a, b) for a, b in zip(before.axes, after.axes, strict=True)]
+        self.align(pairs, f"carried through the loop at {at}")
+    return [as_now(v) for v in carry], out[len(carry) :]
+
+
+@primitive(RULES, "scan")
+def _scan(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    p = eqn.params
+    if "num_consts" in p:
+        first, second = p["num_consts"], p["num_consts"] + p["num_carry"]
+    else:
+        sizes = [len(part) for part in p["ft_in"].unpack()]
+        first, second = sizes[0], sizes[0] + sizes[1]
+    xs = []
+    for v in ins[second:]:
+        self.fix(v.axes[0], f"scanned over at {where(eqn)}")
+        xs.append(Value(tuple(a.now() for a in v.axes[1:]), v.data))
+    length = p.get("length") or eqn.invars[second].aval.shape[0]
+    carry, stacked = _loop(self, p["jaxpr"], ins[:first], ins[first:second], xs, length, where(eqn))
+    return [*carry, *(Value((Axis(length, DATA), *v.axes), v.data) for v in stacked)]
+
+
+@primitive(RULES, "while")
+def _while(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    test, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carry, _ = _loop(
+        self, eqn.params["body_jaxpr"], ins[test : test + body], ins[test + body :], [], 1,
+        where(eqn),
+    )  # fmt: skip
+    self.run(eqn.params["cond_jaxpr"], [*ins[:test], *carry])
+    return carry
+
+
+@primitive(RULES, "cond")
+def _cond(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    index, *args = ins
+    before, outs, costs = self.costs, [], []
+    for branch in eqn.params["branches"]:
+        self.costs = []
+        outs.append(self.run(branch, args))
+        costs.append(self.costs)
+    # The dearest branch is the one that counts.
+    self.costs = before + max(costs, key=lambda c: sum(k.factor for k in c))
+    for other in outs[1:]:
+        for a, b in zip(outs[0], other, strict=True):
+            self.align(list(zip(a.axes, b.axes, strict=True)), f"one branch at {where(eqn)}")
+    return [
+        Value(
+            tuple(b.now() if a is WILD else a.now() for a, b in zip(v.axes, w.axes, strict=True)),
+            index.data or v.data or w.data,
+        )
+        for v, w in zip(outs[0], outs[-1], strict=True)
+    ]
