@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-RULE = (
-    "by entry step; of one record by how far ‖V_g‖/λ was beyond 1, largest first; those that never "
-    "entered last, by ‖V_g‖/λ at the last record; then as the leaves stand"
-)
+RULES = {
+    "entry": (
+        "by entry step; of one record by how far ‖V_g‖/λ was beyond 1, largest first; those that "
+        "never entered last, by ‖V_g‖/λ at the last record; then as the leaves stand"
+    ),
+    "strength": "by ‖V_g‖/λ at the last record, largest first; then as the leaves stand",
+}
 _ROUNDING = 1 + 1e-12  # 0.3 · 10 elements are three
 
 
@@ -22,7 +25,7 @@ class Units(NamedTuple):
         cells: by leaf path, the unit that each cell of its grid belongs to, flat.
         each: by leaf path, the elements of one cell.
         entry: by unit, the record at which it entered, −1 = never.
-        rank: by unit, ‖V_g‖/λ at its entry, or at the last record.
+        rank: by unit, ‖V_g‖/λ at its entry, or at the last record, as the rule has it.
     """
 
     cells: dict[str, np.ndarray]
@@ -82,7 +85,7 @@ def gather(
 
 
 def order(entry: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """The units from the first to be kept to the last: `RULE`."""
+    """The units from the first to be kept to the last: by entry, then by rank."""
     return np.lexsort((-rank, np.where(entry < 0, np.iinfo(entry.dtype).max, entry)))
 
 
@@ -109,13 +112,14 @@ def check_arguments(
     count: Any,
     per_layer: bool | Mapping[str, float],
     minimum: int,
+    rank: str,
 ) -> None:
     """The arguments of `SolutionPath.ticket` against each other.
 
     Raises:
         TypeError: not exactly one size, or an argument that is missing, has no use or is of
             another type.
-        ValueError: a negative minimum.
+        ValueError: a negative minimum, or a rank of another name.
     """
     given = [name for name, value in sizes.items() if value is not None]
     if len(given) != 1 and (given or not isinstance(per_layer, Mapping)):
@@ -127,6 +131,10 @@ def check_arguments(
         raise TypeError(f"per_layer must be True or a dict of shares, got {per_layer!r}")
     if given == ["at"] and per_layer:
         raise TypeError("per_layer= has no use with at=, which is the support of that step")
+    if rank not in RULES:
+        raise ValueError(f"rank must be one of {', '.join(RULES)}, got {rank!r}")
+    if given == ["at"] and rank != "entry":
+        raise TypeError("rank= has no use with at=, which is the support of that step")
     if count is not None and given not in (["params"], ["flops"]):
         raise TypeError("count= serves params= and flops= alone")
     if count is None and given == ["flops"]:

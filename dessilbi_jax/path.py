@@ -5,18 +5,18 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dessilbi_jax._archive import load, previous, read, write
-from dessilbi_jax._choose import RULE, Units, check_arguments, choose, gather, request
+from dessilbi_jax._choose import RULES, Units, check_arguments, choose, gather, request
 from dessilbi_jax._observe import observe
 from dessilbi_jax.state import get_state
 from dessilbi_jax.ticket import Ticket, make_ticket, masks_like, versions
 
 _KIND = "solution path"
-_FORMATS = (1, 2)  # 2 adds the groups that span leaves
+_FORMATS = (1, 2)  # 2 adds groups that span leaves and the strengths at the end
 
 
 class SolutionPath:
@@ -25,8 +25,9 @@ class SolutionPath:
     A *unit* is what can be selected by itself: a group, or a single element where the penalty
     thresholds elements. Beside the bits the path keeps one float32 a unit to rank those that
     entered at the same record: how far ‖V_g‖/λ was beyond 1 then; for units that never entered
-    it is ‖V_g‖/λ at the last record. Groups that span leaves are recorded leaf by leaf, with the
-    number of the group that each unit of a leaf belongs to.
+    it is ‖V_g‖/λ at the last record. A second one holds ‖V_g‖/λ at the last record for all, the
+    other order that tickets can be drawn in. Groups that span leaves are recorded leaf by leaf,
+    with the number of the group that each unit of a leaf belongs to.
 
     Attributes:
         steps: the recorded steps, ascending.
@@ -57,6 +58,7 @@ class SolutionPath:
         self._bits: dict[str, list[np.ndarray]] = {}
         self._entry: dict[str, np.ndarray] = {}  # record of entry, −1 = never
         self._rank: dict[str, np.ndarray] = {}
+        self._last: dict[str, np.ndarray] = {}  # ‖V_g‖/λ at the last record
         self._ties: dict[str, np.ndarray] = {}  # joint group of each unit, where leaves share them
 
     def __len__(self) -> int:
@@ -108,6 +110,7 @@ class SolutionPath:
             fresh = bits & (entry < 0)
             entry[fresh] = len(self._steps)
             np.copyto(rank, strength[path], where=fresh | (entry < 0))
+        self._last = strength
         for name in sorted(set(self._metrics) | set(metrics)):
             column = self._metrics.setdefault(name, [math.nan] * len(self._steps))
             column.append(float(metrics.get(name, math.nan)))
@@ -124,7 +127,7 @@ class SolutionPath:
         if not keep:  # nothing is known any more, as before the first record
             for table in (self._metrics, self.shapes, self.groups, self._bits, self._entry):
                 table.clear()
-            self._rank, self._ties = {}, {}
+            self._rank, self._last, self._ties = {}, {}, {}
 
     def entry_steps(self) -> dict[str, np.ndarray]:
         """By leaf path: the step at which each unit was first found selected, −1 = never."""
@@ -172,6 +175,7 @@ class SolutionPath:
         count: Callable[[dict[str, np.ndarray]], float] | None = None,
         per_layer: bool | Mapping[str, float] = False,
         minimum: int = 1,
+        rank: Literal["entry", "strength"] = "entry",
     ) -> Ticket:
         """A support to prune to: of a recorded step, or of exactly the asked size.
 
@@ -198,6 +202,7 @@ class SolutionPath:
                 and is the size by itself; with a size, shares grow alike until it is reached.
             minimum: units kept in every structured leaf, those of the leaf that come first in
                 the order; 0 allows empty layers.
+            rank: what the order is made by, "entry" or "strength".
 
         Raises:
             TypeError: unless exactly one size is given; `count` where it is missing or has no
@@ -218,8 +223,8 @@ class SolutionPath:
         """
         sizes = {"at": at, "groups": groups, "weights": weights, "density": density}
         sizes |= {"params": params, "flops": flops}
-        check_arguments(sizes, count, per_layer, minimum)
-        record, units, note = self._record_of(at), self._gathered(), ""
+        check_arguments(sizes, count, per_layer, minimum, rank)
+        record, units, note = self._record_of(at), self._gathered(rank), ""
         if at is not None:
             cells = self._cells_at(record)
             if not any(chosen.any() for chosen in cells.values()):
@@ -237,7 +242,7 @@ class SolutionPath:
         card = {
             "records": {"number": len(self), "steps": [self._steps[0], self._steps[-1]]},
             "request": asked,
-            "rule": "the support of Γ at the step" if at is not None else RULE,
+            "rule": "the support of Γ at the step" if at is not None else RULES[rank],
             "groups": units.held(cells),
             "metrics": {
                 name: values[record]
@@ -292,9 +297,14 @@ class SolutionPath:
     ) -> float:
         return count(self._masks(units.spread(kept)))
 
-    def _gathered(self) -> Units:
+    def _gathered(self, rank: str) -> Units:
         each = {p: math.prod(self.shapes[p]) // math.prod(self.groups[p]) for p in self.groups}
-        return gather(self._entry, self._rank, each, self._ties)
+        if rank == "entry":
+            return gather(self._entry, self._rank, each, self._ties)
+        if set(self._last) != set(self.groups):
+            raise ValueError("this path was written by a version that kept no strengths")
+        alike = {p: np.zeros_like(entry) for p, entry in self._entry.items()}
+        return gather(alike, self._last, each, self._ties)
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the path to one .npz file, without pickle, at once or not at all.
@@ -313,6 +323,8 @@ class SolutionPath:
         for i, path in enumerate(self.groups):
             arrays[f"bits_{i}"] = np.stack(self._bits[path])
             arrays[f"rank_{i}"] = self._rank[path]
+            if path in self._last:
+                arrays[f"last_{i}"] = self._last[path]
             if path in self._ties:
                 arrays[f"ties_{i}"] = self._ties[path]
         write(Path(file), header, arrays, keep=previous(Path(file)))
@@ -344,6 +356,8 @@ class SolutionPath:
                 raise ValueError(f"{len(bits)} records of {name}, expected {len(path._steps)}")
             path._bits[name] = list(bits)
             path._rank[name] = data[f"rank_{i}"]
+            if f"last_{i}" in data:
+                path._last[name] = data[f"last_{i}"]
             if f"ties_{i}" in data:
                 path._ties[name] = data[f"ties_{i}"]
             entry = np.full(math.prod(units), -1, np.int32)

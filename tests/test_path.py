@@ -481,3 +481,25 @@ def test_what_is_no_path_at_all_is_refused(tmp_path):
     np.savez(file, **{**arrays, "header": np.array(json.dumps({**header, "format": 99}))})
     with pytest.raises(ValueError, match="format 99"):
         dl.SolutionPath.load(file)
+
+
+def test_by_strength_the_order_is_that_of_v_at_the_last_record(tmp_path):
+    params = {"kernel": jnp.array([[3.0, 0.1, 2.0, 1.0]])}
+    tx = dl.dessilbi(0.1, nu=1.0, lam=0.25)
+    state, path = tx.init(params), dl.SolutionPath()
+    for step in range(1, 4):
+        if step == 3:  # the last to enter overtakes the others
+            params = {"kernel": jnp.array([[3.0, 0.1, 2.0, 90.0]])}
+        _, state = tx.update(params, state, params)
+        path.record(step, state)
+    assert path.entry_steps()["kernel"].tolist() == [[1, -1, 2, 3]]
+    path.save(tmp_path / "path.npz")
+    for each in (path, dl.SolutionPath.load(tmp_path / "path.npz")):
+        assert each.ticket(weights=1).masks["kernel"].tolist() == [[True, False, False, False]]
+        ticket = each.ticket(weights=1, rank="strength")
+        assert ticket.masks["kernel"].tolist() == [[False, False, False, True]]
+        assert "at the last record, largest first" in ticket.card["rule"]
+    with pytest.raises(ValueError, match="rank must be one of entry, strength"):
+        path.ticket(weights=1, rank="norm")
+    with pytest.raises(TypeError, match="has no use with at="):
+        path.ticket(at=3, rank="strength")
