@@ -44,14 +44,6 @@ _RANDOM = """random_bits random_fold_in random_seed random_split random_unwrap r
     rng_bit_generator rng_uniform threefry2x32"""
 
 
-def where(eqn: Any) -> str:
-    """Where in the source an equation comes from: `net.py:12 (block)`."""
-    text = source_info_util.summarize(eqn.source_info)
-    path, _, function = text.partition(" (")
-    parts = os.path.basename(path).split(":")
-    return ":".join(parts[:2]) + (f" ({function}" if function else "")
-
-
 def primitive(table: dict[str, Rule], names: str) -> Callable[[Rule], Rule]:
     """Enters a rule into a table, for the primitives named."""
 
@@ -77,18 +69,35 @@ class Follower(Axes):
         self.costs: list[Cost] = []
         self.unknown: dict[tuple[str, str], None] = {}
         self.times = 1
+        self.callers: list[Any] = []  # the equations whose inner jaxprs are being walked
 
-    def run(self, jaxpr: Any, args: Sequence[Value]) -> list[Value]:
+    def where(self, eqn: Any) -> str:
+        """Where in the source an equation comes from: `net.py:12 (block)`."""
+        for each in (eqn, *reversed(self.callers)):  # JAX's own functions tell nothing
+            text = source_info_util.summarize(each.source_info)
+            path, _, function = text.partition(" (")
+            place = ":".join(os.path.basename(path).split(":")[:2])
+            if place:
+                return place + (f" ({function}" if function else "")
+        return "an unknown line"
+
+    def run(self, jaxpr: Any, args: Sequence[Value], caller: Any = None) -> list[Value]:
         """The values of a jaxpr's results from those of its arguments."""
+        if caller is not None:
+            self.callers.append(caller)
+            out = self.run(jaxpr, args)
+            self.callers.pop()
+            return out
         consts = getattr(jaxpr, "consts", ())
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = constant(np.shape(const))
+            why = "laid over a constant array of the program, which cannot be cut"
+            env[var] = Value(fixed(np.shape(const), why), False)
         env.update(zip(jaxpr.invars, args, strict=True))
 
         def read(var: Any) -> Value:
-            return constant(np.shape(var.val)) if isinstance(var, Literal) else env[var]
+            return literal(np.shape(var.val)) if isinstance(var, Literal) else env[var]
 
         skipped = _for_nothing(jaxpr)
         for eqn in jaxpr.eqns:
@@ -100,8 +109,27 @@ class Follower(Axes):
                 continue
             ins = [as_now(read(var)) for var in eqn.invars]
             rule = self.rules.get(eqn.primitive.name, unknown)
-            env.update(zip(eqn.outvars, rule(self, eqn, ins), strict=True))
+            outs = [self.told_apart(v) for v in rule(self, eqn, ins)]
+            env.update(zip(eqn.outvars, outs, strict=True))
         return [read(var) for var in jaxpr.outvars]
+
+    def told_apart(self, value: Value) -> Value:
+        """The value with no axis twice, as the outer product of a vector with itself has it."""
+        axes: list[Axis] = []
+        for axis in value.axes:
+            if axis is not WILD and axis.fixed is None and axis in axes:
+                axis = self.copied(axis)
+            axes.append(axis)
+        return Value(tuple(axes), value.data)
+
+    def copied(self, axis: Axis) -> Axis:
+        """Another axis that loses the same positions."""
+        self.label([axis])
+        if axis.labels is not None:
+            self.decide(axis.labels)
+        if axis.labels is None:
+            return Axis(axis.size, axis.fixed)
+        return self.derived(axis.labels.atoms, [[axis]])[0]
 
     def cost(self, factor: int, axes: Sequence[Axis]) -> None:
         """Notes what an equation costs, as often as the loops around it run."""
@@ -110,9 +138,10 @@ class Follower(Axes):
     def part(self, axes: Sequence[Axis], at: int, index: np.ndarray) -> list[Axis]:
         """The axes after positions have been taken along one of them."""
         axis = axes[at]
-        labels = axis.labels
         if axis is WILD and len(index) > 1:
             return list(axes)
+        self.label([axis] if is_open(axis) else [])
+        labels = axis.labels
         if labels is None:
             new = Axis(len(index), axis.fixed or DATA, origins=axis.origins)
             return [new if i == at else other for i, other in enumerate(axes)]
@@ -143,8 +172,7 @@ class Follower(Axes):
         axis = axes[at]
         if axis is WILD or length == axis.size:
             return list(axes)
-        if is_open(axis):
-            self.label([axis])
+        self.label([axis] if is_open(axis) else [])
         labels = axis.labels
         if labels is not None:
             if axis.size % length or start % length:
@@ -172,9 +200,9 @@ def _for_nothing(jaxpr: Any) -> set[Any]:
     return found
 
 
-def constant(shape: Sequence[int]) -> Value:
-    """An array that is written in the program; it can be cut where its partners are."""
-    return Value(tuple(Axis(n, DATA if n == 1 else None) for n in shape), False)
+def literal(shape: Sequence[int]) -> Value:
+    """A number written in the program."""
+    return Value(fixed(shape), False)
 
 
 def as_now(value: Value) -> Value:
@@ -192,9 +220,9 @@ def fixed(shape: Sequence[int], why: str = DATA) -> tuple[Axis, ...]:
 def unknown(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     """What cannot be followed pins all that goes into it."""
     touched = [a for v in ins for a in v.axes if a is not WILD and a.fixed is None]
-    why = f"goes into {eqn.primitive.name}, which is not followed, at {where(eqn)}"
+    why = f"goes into {eqn.primitive.name}, which is not followed, at {self.where(eqn)}"
     if touched:
-        self.unknown[eqn.primitive.name, where(eqn)] = None
+        self.unknown[eqn.primitive.name, self.where(eqn)] = None
     for axis in touched:
         self.pin(axis, why)
     data = any(v.data for v in ins)
@@ -203,13 +231,13 @@ def unknown(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
 
 @primitive(RULES, _RANDOM)
 def _random(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    why = f"random numbers are drawn in its shape at {where(eqn)}: trace it in evaluation mode"
+    why = f"random numbers are drawn in its shape at {self.where(eqn)}: trace it in evaluation mode"
     return [Value(fixed(shape, why), False) for shape in shapes(eqn)]
 
 
 @primitive(RULES, "iota")
 def _iota(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    return [Value(fixed(shape, f"numbered at {where(eqn)}"), False) for shape in shapes(eqn)]
+    return [Value(fixed(shape, f"numbered at {self.where(eqn)}"), False) for shape in shapes(eqn)]
 
 
 @primitive(RULES, _ELEMENTWISE)
@@ -226,7 +254,7 @@ def elementwise(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     ]
     axes, *others = arrays or [[WILD] * len(shape)]
     for other in others:
-        self.align(list(zip(axes, other, strict=True)), f"combined with data at {where(eqn)}")
+        self.align(list(zip(axes, other, strict=True)), f"combined with data at {self.where(eqn)}")
         axes = [(o if a is WILD else a).now() for a, o in zip(axes, other, strict=True)]
     return [Value(tuple(axes), data) for _ in eqn.outvars]
 
@@ -239,11 +267,11 @@ def _identity(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
 @primitive(RULES, _CALLS)
 def _call(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
-    return self.run(inner, ins)
+    return self.run(inner, ins, eqn)
 
 
 def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs: list[Value],
-          times: int, at: str) -> tuple[list[Value], list[Value]]:  # fmt: skip
+          times: int, eqn: Any) -> tuple[list[Value], list[Value]]:  # fmt: skip
     """Carried and stacked values of a loop: what is carried goes in as it comes out."""
     sizes = [var.aval.shape for var in getattr(body, "jaxpr", body).invars]
     carry = [
@@ -251,11 +279,11 @@ def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs
         for v, shape in zip(carry, sizes[len(consts) :], strict=False)
     ]
     self.times *= times
-    out = self.run(body, [*consts, *carry, *xs])
+    out = self.run(body, [*consts, *carry, *xs], eqn)
     self.times //= times
     for before, after in zip(carry, out, strict=False):
         pairs = [(a, b) for a, b in zip(before.axes, after.axes, strict=True)]
-        self.align(pairs, f"carried through the loop at {at}")
+        self.align(pairs, f"carried through the loop at {self.where(eqn)}")
     return [as_now(v) for v in carry], out[len(carry) :]
 
 
@@ -269,10 +297,10 @@ def _scan(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         first, second = sizes[0], sizes[0] + sizes[1]
     xs = []
     for v in ins[second:]:
-        self.fix(v.axes[0], f"scanned over at {where(eqn)}")
+        self.fix(v.axes[0], f"scanned over at {self.where(eqn)}")
         xs.append(Value(tuple(a.now() for a in v.axes[1:]), v.data))
     length = p.get("length") or eqn.invars[second].aval.shape[0]
-    carry, stacked = _loop(self, p["jaxpr"], ins[:first], ins[first:second], xs, length, where(eqn))
+    carry, stacked = _loop(self, p["jaxpr"], ins[:first], ins[first:second], xs, length, eqn)
     return [*carry, *(Value((Axis(length, DATA), *v.axes), v.data) for v in stacked)]
 
 
@@ -281,9 +309,9 @@ def _while(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     test, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     carry, _ = _loop(
         self, eqn.params["body_jaxpr"], ins[test : test + body], ins[test + body :], [], 1,
-        where(eqn),
+        eqn,
     )  # fmt: skip
-    self.run(eqn.params["cond_jaxpr"], [*ins[:test], *carry])
+    self.run(eqn.params["cond_jaxpr"], [*ins[:test], *carry], eqn)
     return carry
 
 
@@ -293,13 +321,13 @@ def _cond(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     before, outs, costs = self.costs, [], []
     for branch in eqn.params["branches"]:
         self.costs = []
-        outs.append(self.run(branch, args))
+        outs.append(self.run(branch, args, eqn))
         costs.append(self.costs)
     # The dearest branch is the one that counts.
     self.costs = before + max(costs, key=lambda c: sum(k.factor for k in c))
     for other in outs[1:]:
         for a, b in zip(outs[0], other, strict=True):
-            self.align(list(zip(a.axes, b.axes, strict=True)), f"one branch at {where(eqn)}")
+            self.align(list(zip(a.axes, b.axes, strict=True)), f"one branch at {self.where(eqn)}")
     return [
         Value(
             tuple(b.now() if a is WILD else a.now() for a, b in zip(v.axes, w.axes, strict=True)),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dessilbi_jax._axes import DATA, WILD, Axis, Labels, is_open
-from dessilbi_jax._follow import Follower, Rule, Value, primitive, shapes, unknown, where
+from dessilbi_jax._follow import Follower, Rule, Value, primitive, shapes, unknown
 
 RULES: dict[str, Rule] = {}
 _LARGEST = 1 << 22  # labels of more positions than this are not followed through a reshape
@@ -61,7 +61,7 @@ def _reshape(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         while (a := math.prod(sizes[i:j])) != (b := math.prod(wanted[:k])):
             j, k = (j + 1, k) if a < b else (j, k + 1)
         run, shape = [a.now() for a in old[i:j]], wanted[:k]
-        out += run if j - i == k == 1 else _merge(self, run, sizes[i:j], shape, where(eqn))
+        out += run if j - i == k == 1 else _merge(self, run, sizes[i:j], shape, self.where(eqn))
         i, wanted = j, wanted[k:]
     rest = iter(out)
     return [Value(tuple(Axis(1, DATA) if n == 1 else next(rest) for n in new), ins[0].data)]
@@ -81,7 +81,12 @@ def _merge(
     for labels in {id(a.labels): a.labels for a in axes if a.labels is not None}.values():
         inside = [a for a in labels.axes if a in axes]
         if len(inside) < len(labels.axes):
-            self.keep_only(labels, inside, f"reshaped at {at}")
+            # Merged with data, as in depth to space, they cannot go; the axes outside still can.
+            data = any(a is not WILD and a.fixed is not None for a in axes)
+            stay = [a for a in labels.axes if a not in axes] if data else inside
+            self.keep_only(labels, stay, f"reshaped at {at}")
+            if data:
+                continue
         if atoms is not None or math.prod(sizes) > _LARGEST:
             self.partition.pin(labels.atoms, f"merged with another channel axis at {at}")
             continue
@@ -104,10 +109,10 @@ def _slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         if taken == eqn.invars[0].aval.shape[at]:
             continue
         if step != 1:
-            self.fix(axes[at], f"cut with a stride at {where(eqn)}")
+            self.fix(axes[at], f"cut with a stride at {self.where(eqn)}")
             axes[at] = axes[at] if axes[at] is WILD and taken > 1 else Axis(taken, DATA)
         else:
-            axes = self.equal_part(axes, at, start, taken, f"a slice at {where(eqn)}")
+            axes = self.equal_part(axes, at, start, taken, f"a slice at {self.where(eqn)}")
             axes[at] = Axis(1, DATA) if axes[at] is WILD and taken == 1 else axes[at]
     return [Value(tuple(axes), ins[0].data)]
 
@@ -117,10 +122,43 @@ def _split(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     at, start, out = eqn.params["axis"], 0, []
     for size in map(int, eqn.params["sizes"]):
         axes = [a.now() for a in ins[0].axes]
-        axes = self.equal_part(axes, at, start, size, f"a split at {where(eqn)}")
+        axes = self.equal_part(axes, at, start, size, f"a split at {self.where(eqn)}")
         out.append(Value(tuple(axes), ins[0].data))
         start += size
     return out
+
+
+@primitive(RULES, "unstack")
+def _unstack(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    at, out = eqn.params["axis"], []
+    for i in range(len(eqn.outvars)):
+        axes = [a.now() for a in ins[0].axes]
+        axes = self.equal_part(axes, at, i, 1, f"unstacking at {self.where(eqn)}")
+        out.append(Value((*axes[:at], *axes[at + 1 :]), ins[0].data))
+    return out
+
+
+@primitive(RULES, "stack")
+def _stack(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    at = eqn.params["axis"]
+    axes = list(ins[0].axes)
+    for v in ins[1:]:
+        self.align(list(zip(axes, v.axes, strict=True)), f"joined to data at {self.where(eqn)}")
+        axes = [b.now() if a is WILD else a.now() for a, b in zip(axes, v.axes, strict=True)]
+    axes.insert(at, Axis(len(ins), DATA))
+    return [Value(tuple(axes), any(v.data for v in ins))]
+
+
+@primitive(RULES, "tile")
+def _tile(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    axes = list(ins[0].axes)
+    for at, times in enumerate(eqn.params["reps"]):
+        n = eqn.invars[0].aval.shape[at]
+        if times != 1 and n == 1:
+            axes[at] = WILD
+        elif times != 1:
+            axes = self.part(axes, at, np.tile(np.arange(n), times))
+    return [Value(tuple(axes), ins[0].data)]
 
 
 @primitive(RULES, "concatenate")
@@ -129,7 +167,7 @@ def _concatenate(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     axes = list(ins[0].axes)
     for v in ins[1:]:
         pairs = [(a, b) for i, (a, b) in enumerate(zip(axes, v.axes, strict=True)) if i != at]
-        self.align(pairs, f"joined to data at {where(eqn)}")
+        self.align(pairs, f"joined to data at {self.where(eqn)}")
         axes = [b if a is WILD else a.now() for a, b in zip(axes, v.axes, strict=True)]
     sizes = [var.aval.shape[at] for var in eqn.invars]
     axes[at] = _joined(self, [v.axes[at] for v in ins], sizes)
@@ -169,8 +207,8 @@ def _pad(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         if axis is WILD or axis.fixed is not None:
             axes[at] = Axis(size, DATA)
         elif inner or low < 0 or high < 0:
-            self.fix(axis, f"padded at {where(eqn)}")
-            axes[at] = Axis(size, f"padded at {where(eqn)}")
+            self.fix(axis, f"padded at {self.where(eqn)}")
+            axes[at] = Axis(size, f"padded at {self.where(eqn)}")
         else:
             axes[at] = _joined(self, [WILD, axis, WILD], [low, axis.size, high])
     return [Value(tuple(axes), ins[0].data)]

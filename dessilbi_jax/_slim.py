@@ -109,7 +109,7 @@ def slim(
     else:
         plan = groups.plan(ticket, round_to, network.tree)
         kept = groups.kept_by(plan)
-    smaller = network.put(plan.apply(network.tree))
+    smaller = network.put(jax.jit(plan.apply)(network.tree))  # compiled once, not a cut at a time
     run = fn
     if rebuild is not None and not callable(smaller):
         run = rebuild(smaller)
@@ -188,7 +188,8 @@ def _cut_state(opt_state: Any, plan: Plan, before: Any, after: Any) -> Any:
             leaf = plan.cut(max(known, key=len), leaf)
         leaves.append(leaf)
     cut = _renumbered(jax.tree.unflatten(treedef, leaves))
-    old, new = jax.tree.structure(before), jax.tree.structure(after)
+    old: Any = jax.tree.structure(before)
+    new: Any = jax.tree.structure(after)
     if old == new:
         return cut
     return jax.tree.map(
@@ -199,7 +200,7 @@ def _cut_state(opt_state: Any, plan: Plan, before: Any, after: Any) -> Any:
 
 
 def _is(x: Any, treedef: Any) -> bool:
-    return jax.tree.structure(x) == treedef
+    return bool(jax.tree.structure(x) == treedef)
 
 
 def _renumbered(opt_state: Any) -> Any:

@@ -381,3 +381,24 @@ def test_ignored_channels_stay_and_unknown_patterns_are_told():
     assert "named by ignore" in str(groups)
     with pytest.raises(ValueError, match="matches no leaf"):
         dl.channel_groups(model, x, ignore=["fc7"])
+
+
+def test_state_over_a_part_of_the_traced_tree_is_cut_too():
+    variables = {
+        "params": {"a": {"kernel": jnp.ones((4, 8))}, "b": {"a": {"kernel": jnp.ones((8, 3))}}},
+        "batch_stats": {"a": {"mean": jnp.ones(8)}},
+    }
+
+    def net(v, x):
+        x = jax.nn.relu(x @ v["params"]["a"]["kernel"] - v["batch_stats"]["a"]["mean"])
+        return x @ v["params"]["b"]["a"]["kernel"]
+
+    masks = {"params/a/kernel": np.broadcast_to(np.arange(8) < 5, (4, 8))}
+    tx = optax.chain(optax.adamw(0.1), optax.trace(0.9))
+    state = tx.init(variables["params"])
+    small = dl.slim(variables, masks, jnp.ones((2, 4)), fn=net, opt_state=state)
+    assert small.model["batch_stats"]["a"]["mean"].shape == (5,)
+    chex.assert_trees_all_equal_shapes(small.opt_state, tx.init(small.model["params"]))
+    masked = optax.masked(optax.trace(0.9), {"a": True, "b": False}).init(variables["params"])
+    cut = dl.slim(variables, masks, jnp.ones((2, 4)), fn=net, opt_state=masked).opt_state
+    assert jax.tree.leaves(cut)[0].shape == (4, 5)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from channel_cases import Case, Cases, draw, images, table, tokens
 
 CASES = Cases()
@@ -398,6 +399,18 @@ def padded_by_edge() -> Case:
 
 
 @CASES.add
+def unstacked_heads() -> Case:
+    """Queries, keys and values from one kernel with an axis of three, taken apart by unstack."""
+
+    def block(p: Params, x: jax.Array) -> jax.Array:
+        y = attend(*jnp.unstack(jnp.einsum("btd,dchk->bthck", x, p["qkv"]), axis=3))
+        return x + jnp.einsum("bthk,hkd->btd", y, p["out"])
+
+    layers = {"qkv": (WIDTH, 3, 4, HEAD), "out": (4, HEAD, WIDTH)}
+    return sequence(block, layers, {"qkv": "--x-", "out": "x--"}, 4)
+
+
+@CASES.add
 def grouped_query() -> Case:
     """Four query heads read two pairs of keys and values, repeated; each pair has two."""
 
@@ -513,8 +526,8 @@ def vectors(fn: Any, shapes: Any, rules: dict[str, str], units: int | None) -> C
     """A case whose input is a batch of eight-dimensional vectors."""
     params = draw(shapes)
     inputs = images(4, 8)
-    first = {"^first/kernel": "-x"}
-    return Case(fn, params, (inputs,), table(params, first | HEAD_RULES | rules), units)
+    rules = {"^first/kernel": "-x"} | HEAD_RULES | rules
+    return Case(fn, params, (inputs,), table(params, rules), units)
 
 
 @CASES.add
@@ -626,19 +639,61 @@ def jit_inside() -> Case:
     return vectors(fn, shapes, {}, 13)
 
 
-# --- what cannot be followed ------------------------------------------------------------
-
-
-def stopped(middle: Any) -> Case:
-    """`middle` stands between the units of `first` and `second`; those behind it are free."""
+def between(middle: Any, rules: dict[str, str], units: int | None, width: int = 6) -> Case:
+    """`middle` stands between the 6 units of `first` and the 7 of `second`."""
 
     def fn(p: Params, x: jax.Array) -> jax.Array:
         h = middle(jax.nn.relu(dense(p["first"], x)))
         return dense(p["head"], jax.nn.relu(dense(p["second"], h)))
 
-    shapes = {"first": matrix(8, 6), "second": matrix(6, 7), "head": matrix(7, CLASSES)}
+    shapes = {"first": matrix(8, 6), "second": matrix(width, 7), "head": matrix(7, CLASSES)}
+    return vectors(fn, shapes, rules, units)
+
+
+@CASES.add
+def interleaved() -> Case:
+    """Each unit and a function of it side by side: i becomes 2i and 2i + 1."""
+
+    def middle(h: jax.Array) -> jax.Array:
+        return jnp.stack([h, jnp.tanh(h)], axis=-1).reshape(h.shape[0], -1)
+
+    return between(middle, {}, 13, width=12)
+
+
+@CASES.add
+def tiled() -> Case:
+    def middle(h: jax.Array) -> jax.Array:
+        return jnp.tile(h, (1, 2))
+
+    return between(middle, {}, 13, width=12)
+
+
+@CASES.add
+def outer_product() -> Case:
+    """One axis of channels laid twice over an array; whether it may shrink is not asserted."""
+
+    def middle(h: jax.Array) -> jax.Array:
+        return (h[:, :, None] * h[:, None, :]).reshape(h.shape[0], -1)
+
+    rules = {"^first/kernel": "-.", "^first/bias": ".", "^second/kernel": ".x"}
+    return between(middle, rules, None, width=36)
+
+
+@CASES.add
+def own_constant() -> Case:
+    """An array that the function has of its own is not cut, so what it meets has to stay."""
+    own = np.linspace(1, 2, 6, dtype=np.float32)
     rules = {"^first/kernel": "--", "^first/bias": "-", "^second/kernel": "-x"}
-    return vectors(fn, shapes, rules, 7)
+    return between(lambda h: h * own, rules, 7)
+
+
+# --- what cannot be followed ------------------------------------------------------------
+
+
+def stopped(middle: Any) -> Case:
+    """The units before `middle` stay, those behind it are free."""
+    rules = {"^first/kernel": "--", "^first/bias": "-", "^second/kernel": "-x"}
+    return between(middle, rules, 7)
 
 
 def over_fft(h: jax.Array) -> jax.Array:
