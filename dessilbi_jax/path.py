@@ -74,6 +74,11 @@ class SolutionPath:
         """By name, one float64 a record; nan where a record had none."""
         return {name: np.array(values, np.float64) for name, values in self._metrics.items()}
 
+    @property
+    def ranked(self) -> bool:
+        """Whether the last record tells units apart; before λ's first estimate it cannot."""
+        return any(bool(strength.any()) for strength in self._last.values())
+
     def record(self, step: int, opt_state: Any, **metrics: float) -> None:
         """Records the support of Γ at a step.
 

@@ -109,6 +109,22 @@ def test_it_follows_a_path_that_is_still_opening():
     assert other.to_json()["window"] == monitor.to_json()["window"]
 
 
+def test_records_before_the_first_estimate_of_lambda_do_not_count():
+    params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(5, 8)), jnp.float32)}
+    tx = dl.dessilbi(0.1, nu=5.0, lam="auto", density=0.5, steps=40)
+    state, path, monitor = tx.init(params), dl.SolutionPath(), dl.TicketMonitor(0.5)
+    update, zeros = jax.jit(tx.update), {"kernel": jnp.zeros((5, 8))}
+    for step in range(1, 11):
+        _, state = update(zeros, state, params)
+        path.record(step, state)
+        settled = monitor.update(step, path, 0.5)
+        if not path.ranked:  # all alike, and so the same "ticket" as before
+            assert not settled
+    assert path.ranked
+    assert settled
+    assert monitor.stopped_at == 5  # λ is first estimated at step 4
+
+
 def test_bad_input():
     for options, message in [
         ({"patience": 0}, "patience must be a whole number ≥ 1, got 0"),
