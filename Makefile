@@ -1,7 +1,10 @@
 # Everything a newcomer types: `make demo` and `make test`. Both set up `.venv` first.
+# `make demo` trains, takes a ticket of a quarter of the parameters, retrains it from the weights
+# of the second epoch, cuts it out, and shows it all in runs/demo/report.html.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+DESSILBI := $(VENV)/bin/dessilbi
 STAMP := $(VENV)/.ready
 
 .PHONY: demo test lint clean
@@ -13,7 +16,11 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(VENV)/bin/dessilbi train demo --out runs/demo --overwrite
+	$(DESSILBI) train demo --out runs/demo --overwrite
+	$(DESSILBI) ticket runs/demo --params 12500
+	$(DESSILBI) retrain runs/demo/ticket.npz --from 2 --epochs 10
+	$(DESSILBI) slim runs/demo/ticket.npz --params-from runs/demo/retrained
+	$(DESSILBI) report runs/demo
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile

@@ -10,6 +10,7 @@ import warnings
 import pytest
 
 from dessilbi_jax import cli
+from dessilbi_jax.cli import commands
 from dessilbi_jax.train import PRESETS
 
 SHORT = ["--epochs", "1", "--density", "0.3", "--batch-size", "32"]
@@ -51,7 +52,7 @@ def test_a_run_prints_its_outcome_and_is_quiet_without_a_terminal(finished):
     assert lines[0] == f"The run in {out} is finished."
     assert f"{result['test_accuracy']:.1%}".replace("%", " % dense") in lines[1]
     assert "30.0 % asked for" in lines[2]
-    assert "of 50,200 structured weights" in lines[2]
+    assert "of 49,600 structured weights" in lines[2]
     assert lines[3].strip().startswith("training   40 steps in ")
     assert lines[4].split() == ["report", str(out / "report.html")]
 
@@ -78,7 +79,7 @@ def test_another_run_in_the_folder_is_left_intact(finished, capsys):
     words = ["train", "demo", "--out", str(out)]
     assert "holds another run: continue it with --resume" in error_of(capsys, *words)
     line = error_of(capsys, *words, *SHORT, "--resume", "--nu", "3")
-    assert "another configuration: nu: 20.0, now 3.0" in line
+    assert "another configuration: nu: 100.0, now 3.0" in line
     assert "give one of the two" in error_of(capsys, *words, "--resume", "--overwrite")
     assert {f: f.stat().st_mtime_ns for f in out.rglob("*")} == before
 
@@ -187,7 +188,7 @@ def test_exit_codes(error, code, line, monkeypatch, capsys):
     def fail(args, words):
         raise error
 
-    monkeypatch.setattr(cli, "_train", fail)
+    monkeypatch.setattr(commands, "train", fail)
     assert cli.main(["demo"]) == code
     err = capsys.readouterr().err
     assert line in err
@@ -199,7 +200,7 @@ def test_warnings_are_one_line_and_the_handler_comes_back(monkeypatch, capsys):
         warnings.simplefilter("always")
         warnings.warn("path.npz is\ndamaged", stacklevel=1)
 
-    monkeypatch.setattr(cli, "_train", warn)
+    monkeypatch.setattr(commands, "train", warn)
     before = warnings.showwarning
     assert cli.main(["demo"]) == 0
     assert capsys.readouterr().err == "dessilbi: note: path.npz is damaged\n"

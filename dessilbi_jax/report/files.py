@@ -39,7 +39,13 @@ _RESULT: Mapping[str, type] = {
     "parameters": int,
     "layers": list,
 }
-_KINDS = {str: "a string", list: "a list", int: "a whole number", float: "a number"}
+_KINDS = {
+    str: "a string",
+    list: "a list",
+    dict: "a JSON object",
+    int: "a whole number",
+    float: "a number",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_fields(entry: object, fields: Mapping[str, type], where: str) -> dict[str, Any]:
+def check_fields(entry: object, fields: Mapping[str, type], where: str) -> dict[str, Any]:
     """Checks that `entry` is an object whose `fields` are there and of their kinds."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(entry).__name__}")
@@ -103,7 +109,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{file} is not there") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON ({error})") from None
-    return _check_fields(value, {}, str(file))
+    return check_fields(value, {}, str(file))
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
@@ -113,15 +119,20 @@ def read_result(file: Path) -> dict[str, Any] | None:
     """
     if not file.exists():
         return None
-    result = _check_fields(read_json(file), _RESULT, str(file))
+    result = check_fields(read_json(file), _RESULT, str(file))
     for i, layer in enumerate(result["layers"]):
         where = f"{file}: layers[{i}]"
-        _check_fields(layer, _LAYER, where)
+        check_fields(layer, _LAYER, where)
         if not all(isinstance(n, int) and n > 0 for n in layer["shape"]):
             raise ValueError(f"{where}: 'shape' should hold positive sizes, got {layer['shape']!r}")
     asked = result.get("asked_density")
     if asked is not None and not _is_number(asked):
         raise ValueError(f"{file}: 'asked_density' should be a number or null, got {asked!r}")
+    counted = result.get("groups")
+    if counted is not None and not (
+        isinstance(counted, list) and len(counted) == 2 and all(map(_is_number, counted))
+    ):
+        raise ValueError(f"{file}: 'groups' should be [selected, in all], got {counted!r}")
     estimates = result.get("lam") or []
     if not isinstance(estimates, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))
@@ -136,7 +147,7 @@ def _read_record(line: str, where: str) -> dict[str, float]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not valid JSON ({error})") from None
-    _check_fields(record, dict.fromkeys(_REQUIRED, float), where)
+    check_fields(record, dict.fromkeys(_REQUIRED, float), where)
     if not all(np.isfinite(record[name]) for name in _REQUIRED):
         raise ValueError(f"{where}: {' and '.join(_REQUIRED)} should be finite")
     for name in METRICS:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dessilbi_jax.report import plots
 from dessilbi_jax.report.page import Section, figure, paragraph, settings, table
 from dessilbi_jax.report.plots import Picture
-from dessilbi_jax.report.run import Run
+from dessilbi_jax.report.run import Layer, Run
+from dessilbi_jax.report.slimming import ticket
 from dessilbi_jax.report.text import count, duration, escape, number, percent, setting, signed
 
 _NO_PATH = "No path has been saved yet: path.npz is written at the end of each epoch."
@@ -142,19 +143,27 @@ def layers(run: Run) -> Section:
                 for layer in rows
             ],
             numbers=range(2, 7),
-            total=_total(rows),
+            total=_total(rows, run),
         )
     return Section("layers", "Density by layer", body)
 
 
-def _total(rows: tuple) -> tuple[str, ...]:
-    groups, selected, weights, kept = (
-        sum(getattr(row, name) for row in rows)
-        for name in ("groups", "selected_groups", "weights", "selected_weights")
+def _total(rows: tuple[Layer, ...], run: Run) -> tuple[str, ...]:
+    weights, kept = (
+        sum(getattr(row, name) for row in rows) for name in ("weights", "selected_weights")
     )
-    return (
-        "all", "", *map(count, (groups, selected, weights, kept)), percent(kept / weights)
-    )  # fmt: skip
+    # A group may span leaves: their numbers do not add up, but the result has counted each once.
+    counted = run.result.get("groups") if run.result else None
+    if counted:
+        groups = tuple(map(count, reversed(counted)))
+    elif run.settings.get("structure") == "channels":
+        groups = ("", "")
+    else:
+        groups = (
+            count(sum(row.groups for row in rows)),
+            count(sum(row.selected_groups for row in rows)),
+        )
+    return ("all", "", *groups, count(weights), count(kept), percent(kept / weights))
 
 
 def entry_times(run: Run) -> Section:
@@ -216,6 +225,7 @@ SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     curves,
     layers,
     entry_times,
+    ticket,
     hyper_parameters,
     again,
 )

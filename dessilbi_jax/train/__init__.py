@@ -1,7 +1,8 @@
 """Training runs: a configuration, a loop, checkpoints, and a folder that holds the outcome.
 
-`TrainConfig` and the presets import nothing heavy; `fit`, which trains, and `load_params`, which
-reads what it left, are loaded when they are asked for and need the extra `[train]`.
+`TrainConfig` and the presets import nothing heavy; `fit`, which trains, `load_params` and
+`checkpoints`, which read what it left, and what is made of that (`take_ticket`, `retrain`,
+`make_slim`, `evaluate`) are loaded when they are asked for and need the extra `[train]`.
 
 Example:
     >>> from dessilbi_jax import train
@@ -19,18 +20,36 @@ if TYPE_CHECKING:
     from dessilbi_jax.train.checkpoint import load_params
     from dessilbi_jax.train.interrupt import Interrupted
     from dessilbi_jax.train.loop import fit
+    from dessilbi_jax.train.retraining import retrain
+    from dessilbi_jax.train.slimming import evaluate, make_slim
+    from dessilbi_jax.train.tickets import take_ticket
+    from dessilbi_jax.train.weights import checkpoints
 
 __all__ = [
     "PRESETS",
     "Interrupted",
     "Preset",
     "TrainConfig",
+    "checkpoints",
+    "evaluate",
     "fit",
     "get_preset",
     "load_params",
+    "make_slim",
+    "retrain",
+    "take_ticket",
 ]
 
-_LATER = {"fit": "loop", "Interrupted": "interrupt", "load_params": "checkpoint"}
+_LATER = {
+    "fit": "loop",
+    "Interrupted": "interrupt",
+    "load_params": "checkpoint",
+    "checkpoints": "weights",
+    "take_ticket": "tickets",
+    "retrain": "retraining",
+    "make_slim": "slimming",
+    "evaluate": "slimming",
+}
 
 
 def __getattr__(name: str) -> Any:

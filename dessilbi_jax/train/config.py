@@ -18,6 +18,7 @@ STRUCTURES = (
     "slices",
     "rows",
     "columns",
+    "channels",
 )
 VARIANTS = ("paper", "toolbox")
 OPTIMIZERS = ("sgd", "adam")
@@ -53,13 +54,16 @@ class TrainConfig:
             None with a numeric `lam`.
         at: for lam="auto": the fraction of the run at which `density` is reached, in (0, 1].
         structure: what a group is: "filters" (convolutions by output filter, dense kernels by
-            weight), "weights", "neurons", "layers", "input_channels", "slices", "rows" or
-            "columns".
+            weight), "weights", "neurons", "layers", "input_channels", "slices", "rows",
+            "columns", or "channels": all that makes a removable channel or hidden unit, across
+            kernel, bias, normalisation and branches, so that a ticket can be cut out.
         lean: keep no Γ in the state, only what it takes to rebuild it.
         augment: random crops and horizontal flips of the training images.
         holdout: fraction of the training images held out for the accuracies of the record, in
             (0, 0.5]. The test images are used once, at the end.
         records_per_epoch: records of the solution path in an epoch, besides the early ones.
+        keep_every: epochs between the parameters that are kept to rewind a ticket to; 0 keeps
+            only those of the start and of the end.
         seed: of the initial weights, the held-out images, the order of the batches, augmentation.
 
     Raises:
@@ -100,6 +104,7 @@ class TrainConfig:
     augment: bool = False
     holdout: float = 0.1
     records_per_epoch: int = 1
+    keep_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,7 +114,8 @@ class TrainConfig:
                 raise TypeError(f"{name} must be a name, got {value!r}")
         for name in ("epochs", "batch_size", "records_per_epoch"):
             _integer(name, getattr(self, name), least=1)
-        _integer("seed", self.seed, least=0)
+        for name in ("keep_every", "seed"):
+            _integer(name, getattr(self, name), least=0)
         for name in ("learning_rate", "kappa", "nu"):
             _number(name, getattr(self, name))
         for name in ("nesterov", "lean", "augment"):

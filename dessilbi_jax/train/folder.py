@@ -4,6 +4,7 @@ A run folder holds a config.json that says what is run, and beside it only files
 writes. Nothing else is ever deleted.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,14 @@ NORMS = "norms.npz"
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 REPORT = "report.html"
-_OURS = {CONFIG, METRICS, PATH, PATH + ".previous", NORMS, CHECKPOINTS, RESULT, REPORT}
+WEIGHTS = "weights"
+TICKET = "ticket.npz"
+RETRAINED = "retrained"
+SLIM = "slim"
+_OURS = {
+    CONFIG, METRICS, PATH, PATH + ".previous", NORMS, CHECKPOINTS, RESULT, REPORT, WEIGHTS,
+    TICKET, RETRAINED, SLIM,
+}  # fmt: skip
 # What a run that was killed while writing can leave behind.
 _UNFINISHED = (".part", ".tmp")
 
@@ -123,8 +132,18 @@ def check(
     return "new"
 
 
-def start(run: Path, config: TrainConfig, *, preset: str, command: str) -> None:
-    """Makes the folder of a new run, cleared of the run that `check` found there."""
+def start(
+    run: Path, config: TrainConfig, *, preset: str, command: str, data: dict[str, Any]
+) -> None:
+    """Makes the folder of a new run, cleared of the run that `check` found there.
+
+    Args:
+        run: the folder.
+        config: what is run.
+        preset: its name.
+        command: how it was called.
+        data: what `DataFacts.to_json` says of the images.
+    """
     run.mkdir(parents=True, exist_ok=True)
     # config.json goes last, so that a folder half cleared is still known for what it is.
     for file in sorted(run.iterdir(), key=lambda file: file.name == CONFIG):
@@ -138,12 +157,9 @@ def start(run: Path, config: TrainConfig, *, preset: str, command: str) -> None:
             "preset": preset,
             "config": config.to_json(),
             "command": command,
+            "data": data,
             "versions": versions(),
-            "machine": {
-                "cpu": _cpu(),
-                "cores": os.cpu_count(),
-                "platform": platform.platform(terse=True),
-            },
+            "machine": machine(),
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         },
     )
@@ -163,6 +179,72 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # used from a checkout
             found[package] = "not installed"
     return found
+
+
+def machine() -> dict[str, Any]:
+    """Returns what a run is timed on.
+
+    Example:
+        >>> sorted(machine())
+        ['cores', 'cpu', 'platform']
+    """
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(terse=True),
+    }
+
+
+@contextlib.contextmanager
+def written_at_once(target: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
+    """Context that gives a new folder to write to, which becomes `target` at its end.
+
+    On any error nothing of it is left, and what was at `target` stays.
+
+    Args:
+        target: the folder to make.
+        overwrite: whether a folder that is there may be replaced.
+        kind: what result.json of a folder that may be replaced says it is.
+
+    Raises:
+        FileExistsError: `target` is there, and may not be replaced or is something else.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as there:
+        ...     with written_at_once(Path(there, "a"), overwrite=False, kind="note") as part:
+        ...         _ = (part / "text").write_text("whole")
+        ...     print([file.name for file in Path(there).rglob("*")])
+        ['a', 'text']
+    """
+    check_target(target, overwrite=overwrite, kind=kind)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(part, target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def check_target(target: Path, *, overwrite: bool, kind: str) -> None:
+    """Raises unless `written_at_once` may write there; changes nothing.
+
+    Raises:
+        FileExistsError: as `written_at_once`.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    ours = (target / RESULT).is_file() and read_json(target / RESULT).get("kind") == kind
+    if not ours:
+        raise FileExistsError(f"{target} is there and was not written by this command: give --out")
+    if not overwrite:
+        raise FileExistsError(
+            f"{target} is there already: replace it with --overwrite or give --out"
+        )
 
 
 def _cpu() -> str:

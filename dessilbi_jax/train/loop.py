@@ -8,14 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import dessilbi_jax as dl
-from dessilbi_jax import data, models, report
+from dessilbi_jax import data, report
+from dessilbi_jax._observe import observe
 from dessilbi_jax.train import folder
 from dessilbi_jax.train.checkpoint import Checkpoints, Snapshot, restore_latest
 from dessilbi_jax.train.config import TrainConfig
+from dessilbi_jax.train.facts import DataFacts
 from dessilbi_jax.train.interrupt import Interrupted, Signals
-from dessilbi_jax.train.optim import make_optimizer, make_schedule
+from dessilbi_jax.train.optim import make_optimizer, make_schedule, make_structure
 from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.records import Records, record_steps
 from dessilbi_jax.train.step import (
@@ -26,6 +29,7 @@ from dessilbi_jax.train.step import (
     make_step,
     split_network,
 )
+from dessilbi_jax.train.weights import save_weights
 
 # How often the loop waits for the device, to see whether the loss is still finite.
 _LOOK_EVERY = 50
@@ -45,7 +49,8 @@ def fit(
     """Trains a network as `config` says and writes everything about it into a folder.
 
     The folder gets config.json, metrics.jsonl (one line a record), path.npz (the solution path),
-    norms.npz, checkpoints/, and at the end result.json and report.html. All random choices derive
+    norms.npz, checkpoints/, weights/ (the parameters at the start, at the ends of epochs and at
+    the end, to rewind to), and at the end result.json and report.html. All random choices derive
     from the seed and the step, so a run that was stopped and resumed ends with the same weights,
     bit for bit, as one that was not, on the same machine and versions.
 
@@ -87,28 +92,18 @@ def fit(
 
     # Data. The test images stay on the host until the end.
     dataset = data.load(config.dataset, data_dir=data_dir)
-    held_out = max(1, round(config.holdout * len(dataset.train_labels)))
-    training, held_images, held_labels = dataset.holdout(held_out, seed=config.seed)
-    steps_per_epoch = len(training.train_labels) // config.batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"batch_size {config.batch_size} is larger than the {len(training.train_labels)} "
-            f"training images of {config.dataset}: give a smaller one"
-        )
+    facts = DataFacts.of(dataset, config, data_dir)
+    training, held_images, held_labels = facts.split(dataset)
+    steps_per_epoch = facts.steps_per_epoch
     steps = config.epochs * steps_per_epoch
     images, labels = jnp.asarray(training.train_images), jnp.asarray(training.train_labels)
     held_batches = device_batches(held_images, held_labels)
 
     # Network, optimizer and their first state.
-    model = models.build(
-        config.network,
-        input_shape=dataset.input_shape,
-        classes=len(dataset.classes),
-        seed=config.seed,
-        widths=config.widths,
-    )
+    model = facts.build(config)
+    structure = make_structure(config, model)
     network, params, stats = split_network(model, dataset.mean, dataset.std)
-    tx, rate = make_optimizer(config, steps), make_schedule(config, steps)
+    tx, rate = make_optimizer(config, steps, structure), make_schedule(config, steps)
     state = first_state(params, stats, tx)
     train_step = make_step(network, tx, seed=config.seed, augment=config.augment)
     evaluate, project = make_evaluate(network), jax.jit(_project)
@@ -116,13 +111,16 @@ def fit(
     # The run's folder, new or as it was left.
     records, earlier = Records(out, config.seed), 0.0
     if todo == "new":
-        folder.start(out, config, preset=preset or out.resolve().name, command=command)
+        name = preset or out.resolve().name
+        folder.start(out, config, preset=name, command=command, data=facts.to_json())
     else:
         state, earlier = _restore(out, state, records, progress)
     began = time.monotonic()
 
     with Signals() as signals, Checkpoints(out / folder.CHECKPOINTS) as checkpoints:
         step = int(state.step)
+        if step == 0:
+            save_weights(out, 0, state.params, state.stats)
         recorded = record_steps(steps_per_epoch, config.epochs, config.records_per_epoch)
         progress.begin(step)
         order = None
@@ -162,6 +160,8 @@ def fit(
                 if epoch_ends:
                     progress.epoch(line, config.epochs)
 
+            if step == steps or (epoch_ends and _kept(config, step // steps_per_epoch)):
+                save_weights(out, step, state.params, state.stats)
             if epoch_ends or signals.received:
                 records.save()
                 seconds = earlier + time.monotonic() - began
@@ -183,12 +183,18 @@ def fit(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "steps": steps,
         "seconds": earlier + time.monotonic() - began,
+        "groups": _groups(state),
         "layers": _layers(records.path),
         "lam": _lam_estimates(state),
     }
     folder.write_json(out / folder.RESULT, result)
     report.write(out)
     return result
+
+
+def _kept(config: TrainConfig, epoch: int) -> bool:
+    """Returns whether the parameters at the end of an epoch are kept to rewind to."""
+    return config.keep_every > 0 and epoch % config.keep_every == 0
 
 
 def _restore(
@@ -257,6 +263,19 @@ def _lam_estimates(state: TrainState) -> list[list[float]]:
         return [[0, float(split.lam)]]
     found = zip(split.auto.steps.tolist(), split.auto.lams.tolist(), strict=True)
     return [[step, lam] for step, lam in found if step > 0]
+
+
+def _groups(state: TrainState) -> list[int]:
+    """Returns how many groups are selected, and how many there are; one that spans leaves once."""
+    seen = observe(dl.get_state(state.opt_state, merge=True))
+    own = [chosen for path, chosen in seen.chosen.items() if path not in seen.ties]
+    counts = [sum(int(chosen.sum()) for chosen in own), sum(chosen.size for chosen in own)]
+    if seen.ties:
+        numbers = np.concatenate([ties.ravel() for ties in seen.ties.values()])
+        chosen = np.concatenate([seen.chosen[path].ravel() for path in seen.ties])
+        counts[0] += np.unique(numbers[chosen]).size
+        counts[1] += np.unique(numbers).size
+    return counts
 
 
 def _layers(path: dl.SolutionPath) -> list[dict[str, Any]]:

@@ -1,9 +1,13 @@
 """From a configuration to an optax optimizer."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 
 import dessilbi_jax as dl
+from dessilbi_jax import models
 from dessilbi_jax.train.config import TrainConfig
 
 
@@ -31,28 +35,58 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     return optax.constant_schedule(config.learning_rate)
 
 
-def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
+def make_structure(config: TrainConfig, model: models.Network) -> dl.Structure | dl.Channels:
+    """Returns what a group is in a run; for "channels" it is read from the network itself.
+
+    Args:
+        config: its `structure` is used.
+        model: the network, with parameters and batch statistics.
+
+    Example:
+        >>> config = TrainConfig(
+        ...     network="lenet300", dataset="digits", epochs=1, structure="channels")
+        >>> model = models.build("lenet300", input_shape=(8, 8, 1), widths=(5,))
+        >>> make_structure(config, model).groups.count
+        5
+    """
+    if config.structure == "channels":
+        return dl.channels(trace_channels(model))
+    return getattr(dl, config.structure)
+
+
+def trace_channels(model: models.Network) -> dl.ChannelGroups:
+    """Returns the channels of a network of `dessilbi_jax.models`; FLOPs are those of one image."""
+    image = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
+    return dl.channel_groups(model, image)
+
+
+def make_optimizer(
+    config: TrainConfig, steps: int, structure: dl.Structure | dl.Channels
+) -> optax.GradientTransformation:
     """Returns the optimizer of a run of `steps` updates.
 
     sgd is `dessilbi` with the configuration's momentum and variant; adam is AdamW's chain with
     the coupling after Adam's scaling and before the learning rate.
 
+    Args:
+        config: of the run.
+        steps: updates in the whole run.
+        structure: from `make_structure`.
+
     Example:
         >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1)
-        >>> tx = make_optimizer(config, 100)
+        >>> tx = make_optimizer(config, 100, dl.filters)
         >>> state = tx.init({"fc1": {"kernel": jax.numpy.ones((4, 3))}})
         >>> int(dl.get_state(state).count)
         0
     """
-    # A constant rate is given as the number it is: λ's estimate then needs no sum over a schedule.
-    constant = config.schedule == "constant"
-    rate = config.learning_rate if constant else make_schedule(config, steps)
+    rate = _rate(config, steps)
     auto = config.lam == "auto"
-    coupling = {
+    coupling: dict[str, Any] = {
         "kappa": config.kappa,
         "nu": config.nu,
         "lam": config.lam,
-        "structure": getattr(dl, config.structure),
+        "structure": structure,
         "lean": config.lean,
         **({"density": config.density, "steps": steps, "at": config.at} if auto else {}),
     }
@@ -73,6 +107,46 @@ def make_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformat
         variant=config.variant,
         **coupling,
     )
+
+
+def make_retraining(config: TrainConfig, steps: int, masks: Any) -> optax.GradientTransformation:
+    """Returns the same optimizer without Γ, which keeps what a ticket leaves out at zero.
+
+    Args:
+        config: of the retraining.
+        steps: updates in all.
+        masks: tree of bool arrays like the parameters, True = kept.
+
+    Example:
+        >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1)
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> tx = make_retraining(config, 10, {"w": jnp.array([True, False])})
+        >>> updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+        >>> optax.apply_updates(params, updates)["w"].tolist()
+        [0.949999988079071, 0.0]
+    """
+    scaled = optax.scale_by_learning_rate(_rate(config, steps))
+    # The paper's decay is not multiplied by the learning rate: it stands behind it.
+    outside = config.variant == "paper"
+    sign = -1 if outside else 1
+    decay = optax.identity()
+    if config.weight_decay:
+        decay = optax.add_decayed_weights(sign * config.weight_decay, mask=_matrices)
+    if config.optimizer == "adam":
+        links = [optax.scale_by_adam(), decay, scaled]
+    else:
+        momentum = optax.identity()
+        if config.momentum:
+            momentum = optax.trace(config.momentum, nesterov=config.nesterov)
+        links = [momentum, scaled, decay] if outside else [decay, momentum, scaled]
+    return optax.chain(*links, dl.keep_support(masks))
+
+
+def _rate(config: TrainConfig, steps: int) -> float | optax.Schedule:
+    """A constant rate as the number it is: λ's estimate then needs no sum over a schedule."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    return make_schedule(config, steps)
 
 
 def _matrices(params: optax.Params) -> optax.Params:

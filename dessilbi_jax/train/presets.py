@@ -33,20 +33,21 @@ class Preset:
 
 _DEMO = Preset(
     name="demo",
-    about="LeNet-300-100 on the handwritten digits that come with the package, to 10 % of the"
-    " weights, SGD with momentum.",
+    about="LeNet-300-100 on the handwritten digits that come with the package; its hidden units are"
+    " selected, so that a ticket can be cut out; SGD with momentum.",
     command="dessilbi train demo",
-    expect="5 to 10 s of training on two cores; test accuracy 96.9 % dense, 95.6 to 97.5 %"
-    " projected (seeds 11 to 13).",
+    expect="5 to 10 s of training on two cores; test accuracy 97.2 to 97.8 % dense; `make demo`"
+    " cuts out a quarter of the parameters, retrained: 96.9 % (seeds 11 to 13), 97.5 % (seed 0).",
     input_shape=(8, 8, 1),
     config=TrainConfig(
         network="lenet300",
         dataset="digits",
-        epochs=40,
+        epochs=30,
         batch_size=64,
-        learning_rate=0.2,
-        nu=20.0,
-        density=0.1,
+        learning_rate=0.1,
+        nu=100.0,
+        density=0.5,
+        structure="channels",
     ),
 )
 

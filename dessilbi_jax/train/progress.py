@@ -45,14 +45,20 @@ class Progress:
         self._write(f"step {step}/{steps}  {self._rate(step):.0f} steps/s  loss {loss:.4f}", "")
 
     def epoch(self, line: dict[str, Any], epochs: int) -> None:
-        """Prints the line of an epoch, from its record."""
+        """Prints the line of an epoch, from its record; one of retraining has no projection."""
         if self._lines:
-            self._write(
+            text = (
                 f"epoch {line['epoch']:.0f}/{epochs}  {self._rate(line['step']):.0f} steps/s  "
-                f"loss {line['loss']:.4f}  dense {line['accuracy']:.1%}  "
-                f"projected {line['projected_accuracy']:.1%}  density {line['density']:.2%}",
-                "\n",
+                f"loss {line['loss']:.4f}  "
             )
+            if "projected_accuracy" in line:
+                text += (
+                    f"dense {line['accuracy']:.1%}  projected {line['projected_accuracy']:.1%}  "
+                    f"density {line['density']:.2%}"
+                )
+            else:
+                text += f"held-out {line['accuracy']:.1%}"
+            self._write(text, "\n")
         self.begin(line["step"])
 
     def note(self, text: str) -> None:

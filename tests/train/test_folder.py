@@ -20,7 +20,7 @@ def contents(run):
 def run(tmp_path):
     """The folder of a run that was stopped."""
     run = tmp_path / "run"
-    folder.start(run, CONFIG, preset="demo", command="dessilbi train demo")
+    folder.start(run, CONFIG, preset="demo", command="dessilbi train demo", data={})
     (run / "metrics.jsonl").write_text("{}\n")
     (run / "path.npz.previous").write_bytes(b"previous")
     (run / "norms.npz.part").write_bytes(b"half")
@@ -55,7 +55,7 @@ def test_overwrite_deletes_the_run_and_only_when_it_starts(run):
     before = contents(run)
     assert check(run, overwrite=True) == "new"
     assert contents(run) == before
-    folder.start(run, CONFIG, preset="demo", command="")
+    folder.start(run, CONFIG, preset="demo", command="", data={})
     assert [f.name for f in run.iterdir()] == ["config.json"]
 
 
@@ -85,7 +85,7 @@ def test_a_link_in_a_run_folder_is_removed_not_followed(run, tmp_path):
     (run / "checkpoints" / "10").rmdir()
     (run / "checkpoints").rmdir()
     (run / "checkpoints").symlink_to(elsewhere)
-    folder.start(run, CONFIG, preset="demo", command="")
+    folder.start(run, CONFIG, preset="demo", command="", data={})
     assert (elsewhere / "keep").read_text() == "mine"
 
 

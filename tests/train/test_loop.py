@@ -16,7 +16,7 @@ from dessilbi_jax.train.interrupt import Interrupted, Signals
 from dessilbi_jax.train.step import device_batches, make_evaluate, split_network
 
 FILES = ["checkpoints", "config.json", "metrics.jsonl", "norms.npz", "path.npz"]
-FILES += ["path.npz.previous", "report.html", "result.json"]
+FILES += ["path.npz.previous", "report.html", "result.json", "weights"]
 STEPS = [1, 3, 9, 10, 20, 30]
 
 
@@ -244,7 +244,7 @@ def test_lean_selects_what_full_selects(whole, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_nowhere(tmp_path, monkeypatch):
-    def explode(config, steps):
+    def explode(config, steps, structure):
         return dl.dessilbi(lambda step: jnp.where(step < 14, 0.1, 1e30), lam=1.0)
 
     monkeypatch.setattr("dessilbi_jax.train.loop.make_optimizer", explode)

@@ -142,7 +142,7 @@ def test_w_and_v_move_by_the_same_learning_rate(optimizer, schedule):
         network="lenet300", dataset="digits", epochs=1, optimizer=optimizer, schedule=schedule,
         momentum=0.0, nu=4.0, kappa=2.0, lam=1.0, density=None, structure="weights",
     )  # fmt: skip
-    tx, rate = make_optimizer(config, 10), make_schedule(config, 10)
+    tx, rate = make_optimizer(config, 10, dl.filters), make_schedule(config, 10)
     params = {"kernel": jnp.full((2, 2), 3.0)}
     state, v = tx.init(params), 0.0
     for k in range(3):
@@ -157,7 +157,7 @@ def test_adam_decays_matrices_only():
         nu=1e9, lam=1.0, density=None, learning_rate=0.1,
     )  # fmt: skip
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    tx = make_optimizer(config, 10)
+    tx = make_optimizer(config, 10, dl.filters)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
     np.testing.assert_array_equal(updates["bias"], 0.0)

@@ -24,3 +24,29 @@ class Quiet(Progress):
     def __init__(self):
         self.out = io.StringIO()
         super().__init__(self.out, lines=True)
+
+
+class StopAt(Quiet):
+    """Ends the run when an epoch's record has been written."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.at = epoch
+
+    def epoch(self, line, epochs):
+        if line["epoch"] == self.at:
+            raise KeyboardInterrupt
+
+
+# Hidden units that can be cut out.
+CHANNELS = train.TrainConfig(
+    network="lenet300",
+    dataset="digits",
+    widths=(16, 12),
+    epochs=3,
+    batch_size=64,
+    learning_rate=0.1,
+    nu=50.0,
+    density=0.5,
+    structure="channels",
+)

@@ -1,0 +1,183 @@
+"""What the command `dessilbi` takes: commands, arguments and options."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn
+
+from dessilbi_jax.train.config import OPTIMIZERS, SCHEDULES, STRUCTURES, VARIANTS
+from dessilbi_jax.train.presets import PRESETS
+
+COMMANDS = (
+    "train", "demo", "ticket", "retrain", "slim", "evaluate", "report", "presets", "describe",
+    "info",
+)  # fmt: skip
+# Options that are fields of TrainConfig: how they are read, and what they are.
+_OPTIONS: dict[str, tuple[Any, str]] = {
+    "--density": (float, "selected share of the structured weights that λ is set for"),
+    "--epochs": (int, "passes over the training images"),
+    "--batch-size": (int, "images a step"),
+    "--learning-rate": (float, "step of the weights at the start"),
+    "--schedule": (str, f"of the learning rate: {', '.join(SCHEDULES)}"),
+    "--optimizer": (str, f"one of {', '.join(OPTIMIZERS)}"),
+    "--momentum": (float, "of sgd"),
+    "--weight-decay": (float, "0 for none"),
+    "--variant": (str, f"where the coupling stands with sgd: {', '.join(VARIANTS)}"),
+    "--nu": (float, "coupling ν between W and Γ; larger is looser"),
+    "--kappa": (float, "damping κ of Γ"),
+    "--structure": (str, f"what a group is: {', '.join(STRUCTURES)}"),
+    "--seed": (int, "of all random choices"),
+}
+# Sizes of a ticket: option, type, what it is.
+_SIZES = (
+    ("--density", float, "share of the structured weights to keep"),
+    ("--weights", int, "structured weights to keep"),
+    ("--groups", int, "groups to keep"),
+    ("--params", int, "parameters left, after the cut where channels can be cut out"),
+    ("--flops", float, "operations left for one image, after the cut"),
+    ("--at", int, "the support at this recorded step"),
+)
+SIZES = tuple(flag.removeprefix("--") for flag, *_ in _SIZES)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _lam(text: str) -> float | Literal["auto"]:
+    """Reads the value of --lam."""
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or 'auto', got {text!r}") from None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    options = _Parser(add_help=False)
+    fields = options.add_argument_group("options of the run (default: those of the preset)")
+    for flag, (kind, text) in _OPTIONS.items():
+        metavar = {int: "N", float: "X", str: "NAME"}[kind]
+        fields.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    fields.add_argument(
+        "--lam", type=_lam, default=argparse.SUPPRESS, metavar="auto|X", help="λ, or auto"
+    )
+    fields.add_argument(
+        "--lean", action="store_true", default=argparse.SUPPRESS, help="keep no Γ in the state"
+    )
+
+    running = _Parser(add_help=False)
+    running.add_argument("--data-dir", metavar="DIR", help="folder of prepared tfds data sets")
+    running.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/PRESET)")
+    running.add_argument(
+        "--overwrite", action="store_true", help="delete the run that is in the folder first"
+    )
+    running.add_argument(
+        "--resume", action="store_true", help="go on with the run that is in the folder"
+    )
+    running.add_argument(
+        "--verbose", action="store_true", help="a line an epoch also where there is no terminal"
+    )
+
+    parser = _Parser(
+        prog="dessilbi",
+        description="Train a network and a sparse one inside it, in the same run.",
+        parents=[common],
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, text: str, *parents: _Parser) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, parents=[*parents, common], allow_abbrev=False
+        )
+
+    names = ", ".join(PRESETS)
+    train = add("train", "train a preset and write its report", options, running)
+    train.add_argument("preset", metavar="PRESET", help=f"one of {names}")
+    add("demo", "the same as `train demo`: seconds, and no download", options, running)
+    report = add("report", "write the report of a run anew")
+    report.add_argument("run", metavar="RUN", help="folder of the run")
+    _add_tickets(add)
+    add("presets", "list the presets")
+    describe = add("describe", "show a preset's configuration and its groups", options)
+    describe.add_argument("preset", metavar="PRESET", help=f"one of {names}")
+    add("info", "show versions and devices")
+    return parser
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the fields of TrainConfig that were given as options."""
+    names = [flag.removeprefix("--").replace("-", "_") for flag in _OPTIONS]
+    return {name: getattr(args, name) for name in (*names, "lam", "lean") if hasattr(args, name)}
+
+
+def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the commands about tickets."""
+    made = _Parser(add_help=False)
+    made.add_argument("--overwrite", action="store_true", help="replace what is there")
+    images = _Parser(add_help=False)
+    images.add_argument(
+        "--data-dir", metavar="DIR", help="folder of prepared tfds data sets (default: the run's)"
+    )
+    of_ticket = _Parser(add_help=False)
+    of_ticket.add_argument("ticket", metavar="TICKET", help="file that `dessilbi ticket` wrote")
+    of_ticket.add_argument("--run", metavar="RUN", help="folder of the run, where it has moved")
+
+    ticket = add("ticket", "take a ticket from a run: what to keep of it", made, images)
+    ticket.add_argument("run", metavar="RUN", help="folder of the run")
+    sizes = ticket.add_argument_group(
+        "size, one of them (default: the density that the run aimed at)"
+    ).add_mutually_exclusive_group()
+    for flag, kind, text in _SIZES:
+        sizes.add_argument(flag, type=kind, metavar={int: "N", float: "X"}[kind], help=text)
+    ticket.add_argument("--per-layer", action="store_true", help="the same share in every layer")
+    ticket.add_argument(
+        "--minimum", type=int, metavar="N", help="groups kept in each layer at least (default: 1)"
+    )
+    ticket.add_argument("--out", metavar="FILE", help="the file (default: RUN/ticket.npz)")
+    ticket.add_argument("--test", action="store_true", help="measure on the test images too")
+
+    retrain = add(
+        "retrain", "train a ticket's network from earlier weights", of_ticket, made, images
+    )
+    retrain.add_argument(
+        "--from", dest="start", default="init", metavar="WHEN",
+        help="weights to start from: init, end, or the number of an epoch (default: init)",
+    )  # fmt: skip
+    retrain.add_argument("--epochs", type=int, metavar="N", help="default: those of the run")
+    retrain.add_argument("--learning-rate", type=float, metavar="X", help="default: the run's")
+    retrain.add_argument(
+        "--seed", type=int, metavar="N", help="of the batches (default: the run's)"
+    )
+    retrain.add_argument(
+        "--dataset", metavar="NAME", help="another data set; the layer of the outputs starts anew"
+    )
+    retrain.add_argument("--out", metavar="DIR", help="default: `retrained` beside the ticket")
+    retrain.add_argument("--verbose", action="store_true", help="a line an epoch")
+
+    slim = add("slim", "cut a ticket out: a smaller network, same outputs", of_ticket, made, images)
+    slim.add_argument(
+        "--params-from", metavar="DIR", help="a run, or what `dessilbi retrain` wrote (default: "
+        "the ticket's run)",
+    )  # fmt: skip
+    slim.add_argument(
+        "--round-to", type=int, default=1, metavar="N", help="widths become multiples of N"
+    )
+    slim.add_argument(
+        "--batch", type=int, nargs="+", default=[1, 128], metavar="N",
+        help="batch sizes to time (default: 1 128)",
+    )  # fmt: skip
+    slim.add_argument("--out", metavar="DIR", help="default: `slim` beside the ticket")
+
+    evaluate = add("evaluate", "accuracy and loss of a run, a retrained or a slim network", images)
+    evaluate.add_argument("network", metavar="DIR", help="folder that train, retrain or slim wrote")
+    evaluate.add_argument("--ticket", metavar="TICKET", help="mask it by this ticket first")
+    evaluate.add_argument(
+        "--split", choices=("test", "held-out"), default="test", help="default: test"
+    )

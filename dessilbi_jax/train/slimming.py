@@ -1,0 +1,297 @@
+"""Cutting a ticket out of a trained network, with the proof, the table and the files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dessilbi_jax as dl
+from dessilbi_jax.train import folder
+from dessilbi_jax.train.facts import DataFacts
+from dessilbi_jax.train.latency import measure
+from dessilbi_jax.train.retraining import target_of, ticket_facts
+from dessilbi_jax.train.step import (
+    Network,
+    device_batches,
+    make_evaluate,
+    split_network,
+)
+from dessilbi_jax.train.trained import (
+    RETRAINED,
+    batches_of,
+    closed_masks,
+    find_run,
+    fitted,
+    is_retrained,
+    load_run,
+    load_trained,
+)
+
+KIND = "slim"
+CARD, FORWARD = "card.json", "forward.jaxexport"
+_EXAMPLES = 32
+
+
+class Variant(NamedTuple):
+    """A network that is timed and tested: its functions and its arrays."""
+
+    network: Network
+    params: Any
+    stats: Any
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, without batch statistics."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def bytes(self) -> int:
+        """Size of all arrays."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.params, self.stats)))
+
+    def caller(self, images: jax.Array) -> Callable[[], jax.Array]:
+        """The compiled forward pass on these images of bytes."""
+
+        @jax.jit
+        def forward(params: Any, stats: Any, x: jax.Array) -> jax.Array:
+            return self.network.evaluate(params, stats, self.network.normalise(x))
+
+        params, stats = jax.device_put((self.params, self.stats))
+        return lambda: forward(params, stats, images)
+
+
+def make_slim(
+    file: str | Path,
+    *,
+    params_from: str | Path | None = None,
+    round_to: int = 1,
+    batches: Sequence[int] = (1, 128),
+    out: str | Path | None = None,
+    run: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    overwrite: bool = False,
+    command: str = "",
+) -> dict[str, Any]:
+    """Cuts a ticket out of a network and writes the smaller one into a folder.
+
+    The smaller network is held against the masked one on all held-out images, and dense, masked
+    and slim are timed in turns and tested. The folder gets params.safetensors, plan.json,
+    card.json, forward.jaxexport (from images of bytes to logits, for JAX alone) and result.json, at
+    once or, on any error, not at all.
+
+    Args:
+        file: a ticket of `dessilbi ticket`.
+        params_from: folder of a run or of a retrained network; by default the ticket's run.
+        round_to: widths become multiples of it.
+        batches: batch sizes to time.
+        out: the folder, by default `slim` beside the ticket.
+        run: the run's folder, where it has moved.
+        data_dir: as `data.load` has it; by default where the run found its images.
+        overwrite: replace a folder that this wrote.
+        command: the command line, kept in result.json.
+
+    Returns:
+        What result.json holds: `networks` with `dense`, `masked` and `slim`, each with
+        `parameters`, `flops` (for one image), `bytes`, `test_accuracy` and `latency` by batch
+        size; `difference`, the largest of an output from the masked network's over the largest
+        output, on `compared` held-out images; `channels` kept and in all.
+
+    Raises:
+        FileNotFoundError: no ticket, run or images.
+        FileExistsError: the folder is there.
+        ValueError: a ticket that does not fit, leaves no channel empty, or outputs that differ.
+    """
+    file = Path(file)
+    if not batches or any(batch < 1 for batch in batches):
+        raise ValueError(f"batch sizes must be whole numbers of at least 1, got {list(batches)}")
+    ticket = dl.Ticket.load(file)
+    folder_of_run = find_run(ticket, file, run)
+    target = target_of(file, out, folder.SLIM)
+    folder.check_target(target, overwrite=overwrite, kind=KIND)
+    trained = load_trained(Path(params_from) if params_from is not None else folder_of_run)
+    own = fitted(ticket, trained)
+    masks = closed_masks(own, trained.channels(), trained.params)
+    dataset = trained.facts.load(data_dir)
+    held_images = trained.facts.split(dataset)[1]
+
+    # The masked network, and the one cut out of it.
+    masked_params = dl.project(jax.tree.map(jnp.asarray, trained.params), masks)
+    masked = trained._replace(params=masked_params)
+    network = trained.network()
+    examples = network.normalise(jnp.asarray(held_images[:_EXAMPLES]))
+    small = dl.slim(masked.model(), own, examples, round_to=round_to)
+    if not small.plan.keep:
+        raise ValueError(_nothing_to_cut(own, trained.config.structure))
+    small_network, *arrays = split_network(small.model, trained.facts.mean, trained.facts.std)
+    dense = trained if trained.retrained is None else load_run(folder_of_run)
+    if dense.facts.dataset != trained.facts.dataset:
+        dense = trained  # with another head: only its size is of interest
+    variants = {
+        "dense": Variant(network, dense.params, dense.stats),
+        "masked": Variant(network, masked_params, trained.stats),
+        "slim": Variant(small_network, *arrays),
+    }
+
+    # Equal outputs on all held-out images; time; the test images, once.
+    difference = _difference(variants["masked"], variants["slim"], held_images)
+    images = dataset.train_images
+    latency = {
+        str(batch): measure(
+            {
+                name: variant.caller(jnp.asarray(np.resize(images, (batch, *images.shape[1:]))))
+                for name, variant in variants.items()
+            }
+        )
+        for batch in batches
+    }
+    test = device_batches(dataset.test_images, dataset.test_labels)
+    big, little = make_evaluate(network), make_evaluate(small_network)
+    evaluators = {"dense": big, "masked": big, "slim": little}
+    per_image = [n // len(examples) for n in small.flops]
+    result = {
+        "kind": KIND,
+        "preset": trained.preset,
+        "run": str(folder_of_run.resolve()),
+        "params_from": "run" if trained.retrained is None else RETRAINED,
+        "from": None if trained.retrained is None else trained.retrained["from"],
+        "config": trained.config.to_json(),
+        "data": trained.facts.to_json(),
+        "ticket": ticket_facts(ticket, file),
+        "round_to": round_to,
+        "difference": difference,
+        "compared": len(held_images),
+        "channels": _channels(small),
+        "networks": {
+            name: {
+                "parameters": variant.parameters,
+                "flops": per_image[1 if name == "slim" else 0],
+                "bytes": variant.bytes,
+                "test_accuracy": evaluators[name](variant.params, variant.stats, test)[0],
+                "latency": {batch: times[name] for batch, times in latency.items()},
+            }
+            for name, variant in variants.items()
+        },
+        "command": command,
+        "versions": folder.versions(),
+        "machine": folder.machine(),
+    }
+    with folder.written_at_once(target, overwrite=overwrite, kind=KIND) as part:
+        told = ("preset", "config", "data", "ticket", "round_to", "params_from", "from")
+        dl.save_slim(
+            small,
+            part,
+            jnp.asarray(held_images[:_EXAMPLES]),
+            fn=lambda model, x: model(network.normalise(x)),
+            card={"kind": KIND, **{name: result[name] for name in told}},
+        )
+        folder.write_json(part / folder.RESULT, result)
+    return result
+
+
+def evaluate(
+    place: str | Path,
+    *,
+    ticket: str | Path | None = None,
+    split: str = "test",
+    data_dir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Measures a network that a command has written: of a run, retrained, or slim.
+
+    A slim network is measured by the forward pass that was exported, which knows nothing of this
+    library.
+
+    Args:
+        place: its folder.
+        ticket: a ticket file to mask it by first.
+        split: "test" or "held-out".
+        data_dir: as `data.load` has it; by default where the run found its images.
+
+    Returns:
+        `accuracy`, mean `loss`, the number of `images`, the `split`, and in words what was
+        measured, `network`.
+
+    Raises:
+        FileNotFoundError: no network, ticket or images.
+        ValueError: a ticket that does not fit, or one given for a slim network.
+    """
+    place = Path(place)
+    if (place / FORWARD).is_file():
+        if ticket is not None:
+            raise ValueError(f"{place} holds a slim network, its ticket is cut out: no --ticket")
+        card = folder.read_json(place / CARD)
+        facts = DataFacts.from_json(card.get("data"), str(place / CARD))
+        batches = batches_of(facts, split, data_dir)
+        accuracy, loss = _exported(place / FORWARD, batches)
+        network = "slim, by its exported forward pass"
+    else:
+        trained = load_trained(place)
+        batches = batches_of(trained.facts, split, data_dir)
+        params, network = trained.params, "retrained" if is_retrained(place) else "dense"
+        if ticket is not None:
+            own = fitted(dl.Ticket.load(ticket), trained)
+            params = dl.project(params, closed_masks(own, trained.channels(), params))
+            network += f", masked by {ticket}"
+        accuracy, loss = make_evaluate(trained.network())(params, trained.stats, batches)
+    rows = sum(int((labels >= 0).sum()) for _, labels in batches)
+    return {
+        "network": network, "split": split, "images": rows, "accuracy": accuracy, "loss": loss
+    }  # fmt: skip
+
+
+def _exported(file: Path, batches: list[tuple[jax.Array, jax.Array]]) -> tuple[float, float]:
+    """Returns accuracy and mean loss of an exported forward pass.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        exported = jax.export.deserialize(bytearray(file.read_bytes()))
+    except Exception as error:  # whatever the reader makes of damaged bytes
+        raise ValueError(f"{file} is damaged ({type(error).__name__})") from None
+    forward = jax.jit(exported.call)
+    right = loss = rows = 0.0
+    for images, labels in batches:
+        logits = forward(images)
+        real = labels >= 0
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        right += float(((jnp.argmax(logits, -1) == labels) & real).sum())
+        loss += float(jnp.where(real, losses, 0.0).sum())
+        rows += float(real.sum())
+    return right / rows, loss / rows
+
+
+def _difference(masked: Variant, slim: Variant, images: np.ndarray) -> float:
+    """Returns the largest difference of an output, over the largest output.
+
+    Raises:
+        ValueError: it is more than rounding explains.
+    """
+    expected, got = (np.asarray(v.caller(jnp.asarray(images))()) for v in (masked, slim))
+    found = float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-30))
+    if not found <= 1e-5:
+        raise ValueError(
+            f"the slim network's outputs differ from the masked one's by {found:.1e} of the "
+            "largest, more than 1e-05; nothing was written"
+        )
+    return found
+
+
+def _channels(small: dl.Slim) -> list[int]:
+    """Returns how many channels are kept, and how many there were."""
+    return [int(small.groups.kept_by(small.plan).sum()), small.groups.count]
+
+
+def _nothing_to_cut(ticket: dl.Ticket, structure: str) -> str:
+    """Returns why there is nothing to cut, and what to do."""
+    if structure == "channels":
+        return "nothing to cut: the ticket keeps every channel; ask for a smaller one"
+    return (
+        f"nothing to cut: the ticket keeps {ticket.density:.1%} of the structured weights, but "
+        f"its zeros leave no channel empty (the groups of the run are its {structure}). The "
+        "network can be masked, not made smaller: train with --structure channels and take a "
+        "ticket of that run"
+    )
