@@ -45,6 +45,7 @@ def initial(seed: int) -> tuple[Any, Any]:
     return nnx.split(models.build("lenet300", seed=seed))
 
 
+@functools.cache  # one object for one schedule: what is compiled for it is found again
 def learning_rate(peak: float, steps: int) -> optax.Schedule:
     """The schedule of every run: constant for half of it, then a cosine to zero."""
     return optax.join_schedules(
@@ -53,18 +54,9 @@ def learning_rate(peak: float, steps: int) -> optax.Schedule:
     )
 
 
-def train(
-    arrays: dict[str, jax.Array],
-    definition: Any,
-    params: Any,
-    tx: optax.GradientTransformation,
-    epochs: int,
-    seed: int,
-    watch: Callable[[int, Any, Any], None] = lambda step, params, state: None,
-) -> tuple[Any, Any]:
-    """Trains for some epochs and returns (parameters, optimizer state)."""
-    n = len(arrays["train_y"])
-    steps = n // BATCH
+@functools.lru_cache(8)
+def _step(definition: Any, tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    """One compiled update, kept for as long as the same optimizer object is used."""
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         logits = nnx.merge(definition, params)(x)
@@ -76,19 +68,48 @@ def train(
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
+    return step
+
+
+def train(
+    arrays: dict[str, jax.Array],
+    definition: Any,
+    params: Any,
+    tx: optax.GradientTransformation,
+    epochs: int,
+    seed: int,
+    watch: Callable[[int, Any, Any], None] = lambda step, params, state: None,
+    state: Any = None,
+    records: int = 1,
+) -> tuple[Any, Any]:
+    """Trains for some epochs and returns (parameters, optimizer state).
+
+    `watch` is called `records` times an epoch; `state` is the optimizer's state to start from
+    where it is not `tx.init`'s.
+    """
+    n = len(arrays["train_y"])
+    steps = n // BATCH
+    step = _step(definition, tx)
+    marks = {steps * (i + 1) // records for i in range(records)}
     params = jax.tree.map(jnp.copy, params)
-    state = jax.jit(tx.init)(params)
+    state = jax.jit(tx.init)(params) if state is None else state
     for epoch in range(epochs):
         order = jnp.asarray(data.epoch_order(seed=seed, epoch=epoch, n=n, batch=BATCH))
-        for rows in order:
+        for i, rows in enumerate(order, start=1):
             params, state = step(params, state, arrays["train_x"], arrays["train_y"], rows)
-        watch((epoch + 1) * steps, params, state)
+            if i in marks:
+                watch(epoch * steps + i, params, state)
     return params, state
+
+
+@functools.lru_cache(8)
+def _forward(definition: Any) -> Callable[[Any, jax.Array], jax.Array]:
+    return jax.jit(lambda params, x: nnx.merge(definition, params)(x))
 
 
 def accuracy(arrays: dict[str, jax.Array], definition: Any, params: Any, split: str) -> float:
     """Percent of a split classified rightly."""
-    logits = jax.jit(lambda p, x: nnx.merge(definition, p)(x))(params, arrays[f"{split}_x"])
+    logits = _forward(definition)(params, arrays[f"{split}_x"])
     return 100 * float(jnp.mean(jnp.argmax(logits, -1) == arrays[f"{split}_y"]))
 
 
@@ -96,6 +117,17 @@ def random_like(mask: Any, seed: int) -> Any:
     """A random mask with the same number of kept weights in every leaf."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda m: jnp.asarray(rng.permuted(np.ravel(m)).reshape(m.shape)), mask)
+
+
+def everything(params: Any) -> Any:
+    """The mask that keeps all."""
+    return jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+
+
+@functools.lru_cache(4)
+def _masked_sgd(rate: Any) -> optax.GradientTransformation:
+    """Plain training under a mask that is only known from the state: compiled once for all."""
+    return optax.chain(optax.sgd(rate, MOMENTUM), dl.keep_support(everything))
 
 
 def retrained(
@@ -108,8 +140,9 @@ def retrained(
     seed: int,
 ) -> Any:
     """Trains from `params` with the weights outside the mask held at zero."""
-    tx = optax.chain(optax.sgd(rate, MOMENTUM), dl.keep_support(mask))
-    return train(arrays, definition, dl.project(params, mask), tx, epochs, seed)[0]
+    start = dl.project(params, mask)
+    state = optax.chain(optax.sgd(rate, MOMENTUM), dl.keep_support(mask)).init(start)
+    return train(arrays, definition, start, _masked_sgd(rate), epochs, seed, state=state)[0]
 
 
 class Runs:

@@ -28,8 +28,8 @@ class TicketMonitor:
     Records of a path before λ has been estimated do not count: until then nothing is ranked.
 
     The defaults, for a record an epoch, were fixed on held-out images by `benchmarks/moments.py`
-    (LeNet-300-100 on MNIST, tickets of 5 %): they stopped runs of 10 epochs after the 7th, when the
-    retrained ticket was as good as the one of the whole run.
+    (LeNet-300-100 on MNIST, tickets of 5 %, runs of 10 epochs). On other seeds and the test images
+    they saved 27 % of the epochs, for tickets that retrained to 0.05 points less (3 seeds).
 
     Args:
         density: density of the ticket, needed where `update` is given a path.

@@ -77,7 +77,7 @@ class SolutionPath:
     @property
     def ranked(self) -> bool:
         """Whether the last record tells units apart; before λ's first estimate it cannot."""
-        return any(bool(strength.any()) for strength in self._last.values())
+        return any(bool(rank.any()) for rank in self._rank.values())
 
     def record(self, step: int, opt_state: Any, **metrics: float) -> None:
         """Records the support of Γ at a step.
@@ -212,7 +212,7 @@ class SolutionPath:
         Raises:
             TypeError: unless exactly one size is given; `count` where it is missing or has no
                 use.
-            ValueError: nothing recorded yet; a step that was not recorded or had nothing
+            ValueError: nothing recorded or ranked yet; a step that was not recorded or had nothing
                 selected; a size out of range or too small for `minimum`, with the nearest that
                 can be kept; a share or pattern that does not fit.
 
@@ -234,6 +234,11 @@ class SolutionPath:
             cells = self._cells_at(record)
             if not any(chosen.any() for chosen in cells.values()):
                 raise ValueError(f"the ticket of step {at} is empty: {self._first_open()}")
+        elif not self.ranked:
+            raise ValueError(
+                f"nothing is ranked yet at step {self._steps[-1]}: no λ was in force (lam='auto' "
+                "first sets it a tenth of the way); take the ticket later"
+            )
         else:
             total = sum(map(math.prod, self.shapes.values()))
             left = None if count is None else partial(self._left, count, units)

@@ -64,7 +64,7 @@ def test_a_run_becomes_a_smaller_network_and_the_report_shows_it(run):
 
 def test_the_ticket_is_printed_by_layer(run, tmp_path, capsys):
     out = tmp_path / "t.npz"
-    words = ["--groups", "40", "--per-layer", "--test", "--out", out]
+    words = ["--groups", "40", "--per-layer", "--rank", "strength", "--test", "--out", out]
     lines = said(capsys, "ticket", run, *words)
     assert lines[1].split() == ["layer", "kept", "of", "share"]
     assert [line.split()[0] for line in lines[2:6]] == [
@@ -78,6 +78,8 @@ def test_the_ticket_is_printed_by_layer(run, tmp_path, capsys):
     assert dl.Ticket.load(out).card["request"] == {
         "groups": 40, "per_layer": True, "minimum": 1,
     }  # fmt: skip
+    assert dl.Ticket.load(out).card["rule"].endswith("at the last record, largest first; then as "
+                                                     "the leaves stand")  # fmt: skip
 
 
 def test_retraining_prints_the_three_accuracies(run, tmp_path, capsys):
@@ -129,7 +131,8 @@ def test_evaluate_measures_each_kind(run, capsys):
         (["ticket", "RUN", "--density", "0", "--out", "t"], "density"),
         (["ticket", "RUN", "--groups", "1", "--out", "t"], "2 groups"),
         (["ticket", "RUN", "--params", "10", "--out", "t"], "params"),
-        (["ticket", "RUN", "--at", "20", "--minimum", "2"], "give no --per-layer and no --minimum"),
+        (["ticket", "RUN", "--at", "20", "--minimum", "2"], "no --per-layer, --minimum or --rank"),
+        (["ticket", "RUN", "--at", "20", "--rank", "strength"], "no --per-layer, --minimum or"),
         (["ticket", "RUN", "--density", "0.1", "--groups", "3"], "not allowed with argument"),
         (["ticket", "RUN", "--density", "0.1", "--out", "RUN"], "is a folder: give a file"),
         (["retrain", "nowhere.npz"], "no ticket at nowhere.npz"),

@@ -503,3 +503,13 @@ def test_by_strength_the_order_is_that_of_v_at_the_last_record(tmp_path):
         path.ticket(weights=1, rank="norm")
     with pytest.raises(TypeError, match="has no use with at="):
         path.ticket(at=3, rank="strength")
+
+
+def test_before_the_first_estimate_of_lambda_there_is_no_order_to_take_a_ticket_by():
+    params = {"kernel": jnp.ones((2, 4))}
+    tx = dl.dessilbi(0.1, nu=5.0, lam="auto", density=0.5, steps=100)
+    path = dl.SolutionPath()
+    path.record(1, tx.update(params, tx.init(params), params)[1])
+    assert not path.ranked
+    with pytest.raises(ValueError, match="nothing is ranked yet at step 1"):
+        path.ticket(density=0.5)

@@ -138,6 +138,12 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
         sizes.add_argument(flag, type=kind, metavar={int: "N", float: "X"}[kind], help=text)
     ticket.add_argument("--per-layer", action="store_true", help="the same share in every layer")
     ticket.add_argument(
+        "--rank",
+        choices=("entry", "strength"),
+        help="the order groups are kept in: by their entry into Γ (default), or by the strength of "
+        "their V at the end",
+    )
+    ticket.add_argument(
         "--minimum", type=int, metavar="N", help="groups kept in each layer at least (default: 1)"
     )
     ticket.add_argument("--out", metavar="FILE", help="the file (default: RUN/ticket.npz)")

@@ -14,13 +14,14 @@ def ticket(args: argparse.Namespace, words: list[str]) -> None:
     from dessilbi_jax.train.tickets import take_ticket
 
     size = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
-    if "at" in size and (args.per_layer or args.minimum is not None):
-        raise ValueError("--at is the support as it was: give no --per-layer and no --minimum")
+    if "at" in size and (args.per_layer or args.minimum is not None or args.rank is not None):
+        raise ValueError("--at is the support as it was: no --per-layer, --minimum or --rank")
     taken, file = take_ticket(
         args.run,
         size=size,
         per_layer=args.per_layer,
         minimum=1 if args.minimum is None else args.minimum,
+        rank=args.rank or "entry",
         out=args.out,
         test=args.test,
         data_dir=args.data_dir,

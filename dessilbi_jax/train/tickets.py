@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -27,6 +27,7 @@ def take_ticket(
     size: dict[str, Any] | None = None,
     per_layer: bool = False,
     minimum: int = 1,
+    rank: Literal["entry", "strength"] = "entry",
     out: str | Path | None = None,
     test: bool = False,
     data_dir: str | Path | None = None,
@@ -49,6 +50,7 @@ def take_ticket(
             `params` counts kept weights.
         per_layer: the same share in every layer.
         minimum: groups kept in each layer at least.
+        rank: the order groups are kept in, as `SolutionPath.ticket` has it.
         out: the file, by default ticket.npz in the run's folder.
         test: measure the test accuracy too. The test images are for the end.
         data_dir: as `data.load` has it; by default where the run found its images.
@@ -99,7 +101,9 @@ def take_ticket(
             f"groups of the structure {config.structure!r} are no channels, so that leaving some "
             "out saves no FLOPs: ask by --weights or --density, or train with --structure channels"
         )
-    options: dict[str, Any] = {} if "at" in asked else {"per_layer": per_layer, "minimum": minimum}
+    options: dict[str, Any] = (
+        {} if "at" in asked else {"per_layer": per_layer, "minimum": minimum, "rank": rank}
+    )
     ticket = path.ticket(**asked, count=count, **options)
 
     masks = closed_masks(ticket, groups, params)
