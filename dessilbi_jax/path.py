@@ -25,9 +25,9 @@ class SolutionPath:
     A *unit* is what can be selected by itself: a group, or a single element where the penalty
     thresholds elements. Beside the bits the path keeps one float32 a unit to rank those that
     entered at the same record: how far ‖V_g‖/λ was beyond 1 then; for units that never entered
-    it is ‖V_g‖/λ at the last record. A second one holds ‖V_g‖/λ at the last record for all, the
-    other order that tickets can be drawn in. Groups that span leaves are recorded leaf by leaf,
-    with the number of the group that each unit of a leaf belongs to.
+    it is ‖V_g‖/λ at the last record. For those that entered, a second one holds ‖V_g‖/λ at the
+    last record, for the other order that tickets can be drawn in. Groups that span leaves are
+    recorded leaf by leaf, with the number of the group that each unit of a leaf belongs to.
 
     Attributes:
         steps: the recorded steps, ascending.
@@ -334,7 +334,8 @@ class SolutionPath:
             arrays[f"bits_{i}"] = np.stack(self._bits[path])
             arrays[f"rank_{i}"] = self._rank[path]
             if path in self._last:
-                arrays[f"last_{i}"] = self._last[path]
+                # Of those that never entered it is the rank itself.
+                arrays[f"last_{i}"] = self._last[path][self._entry[path] >= 0]
             if path in self._ties:
                 arrays[f"ties_{i}"] = self._ties[path]
         write(Path(file), header, arrays, keep=previous(Path(file)))
@@ -366,8 +367,6 @@ class SolutionPath:
                 raise ValueError(f"{len(bits)} records of {name}, expected {len(path._steps)}")
             path._bits[name] = list(bits)
             path._rank[name] = data[f"rank_{i}"]
-            if f"last_{i}" in data:
-                path._last[name] = data[f"last_{i}"]
             if f"ties_{i}" in data:
                 path._ties[name] = data[f"ties_{i}"]
             entry = np.full(math.prod(units), -1, np.int32)
@@ -375,4 +374,7 @@ class SolutionPath:
                 chosen = np.unpackbits(row, count=entry.size).astype(bool)
                 entry[chosen & (entry < 0)] = record
             path._entry[name] = entry.reshape(units)
+            if f"last_{i}" in data:
+                path._last[name] = path._rank[name].copy()
+                path._last[name][path._entry[name] >= 0] = data[f"last_{i}"]
         return path
