@@ -189,7 +189,7 @@ class ChannelGroups:
                     f"no channel of {each.name} would be left: ask for a larger ticket, or one "
                     "that keeps a minimum in every layer"
                 )
-            block = each.members[0][2]
+            block = self._width(each)
             want = int(stay.sum())
             while want < len(stay) and want * block % round_to:
                 want += 1
@@ -202,6 +202,13 @@ class ChannelGroups:
             if not alive.all():
                 keep.setdefault(path, {})[axis] = tuple(np.flatnonzero(alive).tolist())
         return Plan(dict(self.shapes), keep)
+
+    def _width(self, each: ChannelSet) -> int:
+        """Positions of the computed axis that one group is: of a head, its size."""
+        path, axis, positions, _ = each.members[0]
+        shape = self.shapes[path]
+        # A kernel (inputs, heads, size) puts out heads of that size.
+        return positions * (shape[2] if len(shape) == 3 and axis == 1 else 1)
 
     def _norms(self, params: Any) -> np.ndarray:
         """Norm of the slices that make each group; zeros without parameters."""

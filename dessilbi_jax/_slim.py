@@ -109,7 +109,8 @@ def slim(
     else:
         plan = groups.plan(ticket, round_to, network.tree)
         kept = groups.kept_by(plan)
-    smaller = network.put(jax.jit(plan.apply)(network.tree))  # compiled once, not a cut at a time
+    cut = jax.jit(plan.apply)(network.tree)  # compiled once, not a leaf at a time
+    smaller = network.put(jax.tree.map(_own, cut))
     run = fn
     if rebuild is not None and not callable(smaller):
         run = rebuild(smaller)
@@ -132,6 +133,11 @@ def slim(
         (groups.flops_of(everything), groups.flops_of(kept)),
         difference,
     )
+
+
+def _own(leaf: Any) -> Any:
+    """A copy, so that donating the smaller network leaves the other one whole."""
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
 def _zeroed(leaf: Any, mask: Any) -> Any:
@@ -186,7 +192,7 @@ def _cut_state(opt_state: Any, plan: Plan, before: Any, after: Any) -> Any:
         known = known or [k for k in plan.shapes if _shared(path, k)]
         if known and np.ndim(leaf) and id(leaf) not in ours:
             leaf = plan.cut(max(known, key=len), leaf)
-        leaves.append(leaf)
+        leaves.append(_own(leaf))
     cut = _renumbered(jax.tree.unflatten(treedef, leaves))
     old: Any = jax.tree.structure(before)
     new: Any = jax.tree.structure(after)

@@ -402,3 +402,35 @@ def test_state_over_a_part_of_the_traced_tree_is_cut_too():
     masked = optax.masked(optax.trace(0.9), {"a": True, "b": False}).init(variables["params"])
     cut = dl.slim(variables, masks, jnp.ones((2, 4)), fn=net, opt_state=masked).opt_state
     assert jax.tree.leaves(cut)[0].shape == (4, 5)
+
+
+def test_donating_the_small_network_and_its_state_leaves_the_other_whole():
+    params = {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 3)), "scale": jnp.ones(3)}
+
+    def net(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["b"] * p["scale"]
+
+    state = optax.sgd(0.1, momentum=0.9).init(params)
+    masks = {"a": np.broadcast_to(np.arange(8) < 5, (4, 8))}
+    small = dl.slim(params, masks, jnp.ones((2, 4)), fn=net, opt_state=state)
+    given = small.model, small.opt_state
+    jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t), donate_argnums=0)(given)
+    assert float(params["scale"].sum() + jax.tree.leaves(state)[-1].sum()) == 3
+
+
+def test_heads_are_rounded_by_their_size():
+    rng = np.random.default_rng(0)
+    shapes = {"q": (6, 4, 8), "k": (6, 4, 8), "v": (6, 4, 8), "o": (4, 8, 6)}
+    params = {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in shapes.items()}
+
+    def attention(p, x):
+        q, k, v = (jnp.einsum("btd,dnh->btnh", x, p[n]) for n in "qkv")
+        weights = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k))
+        return jnp.einsum("btnh,nhd->btd", jnp.einsum("bnts,bsnh->btnh", weights, v), p["o"])
+
+    masks = {n: np.ones(s, bool) for n, s in shapes.items()}
+    for name in "qkv":
+        masks[name][:, 1:] = False
+    x = jnp.asarray(rng.normal(size=(2, 5, 6)), jnp.float32)
+    small = dl.slim(params, masks, x, fn=attention, round_to=8)  # one head is 8 wide already
+    assert small.model["q"].shape == (6, 1, 8)
