@@ -54,8 +54,8 @@ def add_split_lbi(
             leaves as weight decay of 1/ν.
         lam: λ > 0, number or schedule, or "auto" together with `density` (or
             `group_density`) and `steps`. May be left out only if every rule has its own.
-        structure: what the groups are: a named structure, rules, or a callable from the
-            parameters to a tree of specs.
+        structure: what the groups are: a named structure, `dl.channels(groups)`, rules, or a
+            callable from the parameters to a tree of specs.
         lean: keep no Γ in the state; it is rebuilt from V (4 bytes a parameter less).
         penalty: the penalty Ω; group lasso by default. A rule's own comes first.
         density: with "auto", share of the structured leaves' elements that Γ is to hold.
