@@ -175,6 +175,13 @@ class Axes:
         else:
             self.fix(axis, why)
 
+    def _all_pinned(self, axis: Axis) -> bool:
+        """Whether the axis has labels of its own, and all of them are pinned."""
+        labels = axis.labels
+        if labels is None or len(labels.axes) > 1:
+            return False
+        return bool(self.partition.pinned(labels.atoms).all())
+
     def keep_only(self, labels: Labels, axes: Sequence[Axis], why: str) -> None:
         """Leaves the labels on the given axes only."""
         for axis in [a for a in labels.axes if a not in axes]:
@@ -215,8 +222,7 @@ class Axes:
         pairs = [(a, b) for a, b in pairs if a is not b and WILD not in (a, b)]
         for a, b in _both(pairs):
             if a.fixed is not None and b.fixed is None:
-                pinned = b.labels is not None and len(b.labels.axes) == 1
-                if pinned and self.partition.pinned(b.labels.atoms).all():  # type: ignore[union-attr]
+                if self._all_pinned(b):
                     continue
                 self.fix(b, why if a.fixed == DATA else a.fixed)
                 return True
