@@ -199,13 +199,13 @@ def _cut_state(opt_state: Any, plan: Plan, before: Any, after: Any) -> Any:
     if old == new:
         return cut
     return jax.tree.map(
-        lambda x: jax.tree.unflatten(new, jax.tree.leaves(x)) if _is(x, old) else x,
+        lambda x: jax.tree.unflatten(new, jax.tree.leaves(x)) if _has_form(x, old) else x,
         cut,
-        is_leaf=lambda x: _is(x, old),
+        is_leaf=lambda x: _has_form(x, old),
     )
 
 
-def _is(x: Any, treedef: Any) -> bool:
+def _has_form(x: Any, treedef: Any) -> bool:
     return bool(jax.tree.structure(x) == treedef)
 
 
