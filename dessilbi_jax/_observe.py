@@ -4,11 +4,12 @@ A *unit* is what can be selected by itself: a group, or a single element where t
 thresholds elements.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from dessilbi_jax.prox import Shrink, fraction_of_threshold, select
 from dessilbi_jax.state import SplitLBIState
@@ -32,10 +33,26 @@ class Observed(NamedTuple):
 
 
 def observe(state: SplitLBIState) -> Observed:
-    """What a path records of a state."""
+    """What a path records of a state; in a run of several processes all of them have to call it."""
     shapes = {path: tuple(leaf.shape) for path, leaf in leaf_paths(state.v)}
-    chosen, strength = jax.device_get(_units(state))
+    chosen, strength = to_host(_units(state))
     return Observed(shapes, chosen, strength, _ties(state))
+
+
+def to_host(tree: Any) -> Any:
+    """All of each array as NumPy, also where parts of it lie with other processes.
+
+    In a run of several processes all of them have to call it, with the same arrays.
+    """
+
+    def fetch(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(fetch, tree)
 
 
 def _ties(state: SplitLBIState) -> dict[str, np.ndarray]:
@@ -50,7 +67,7 @@ def _ties(state: SplitLBIState) -> dict[str, np.ndarray]:
         strict=False,  # without joint groups there are no ties
     )
     return {
-        path: np.asarray(tie)
+        path: to_host(tie)
         for (path, _), tie, threshold in leaves
         if tie.dtype != bool and threshold.dtype == bool
     }

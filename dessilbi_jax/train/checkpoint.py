@@ -1,27 +1,38 @@
 """Checkpoints of a run, by Orbax: the state of training and the records up to it, together.
 
-A checkpoint holds the bytes of metrics.jsonl, path.npz and norms.npz beside the training state, so
-that a resumed run continues them exactly, whatever happened to the files since. Checksums of all
-its files, written last, decide whether a checkpoint is good; a damaged one is passed over for the
-one before. They are compared before Orbax sees the files, as its readers fail noisily.
+They are written in the background while training goes on, and appear under their name at once or
+not at all. Beside the training state a checkpoint holds metrics.jsonl, path.npz and norms.npz, so
+that a resumed run continues them exactly, whatever happened to the files since, and the position
+of the data. Checksums of all its files decide whether a checkpoint is good; a damaged one is
+passed over for the one before. They are compared before Orbax sees the files, as its readers fail
+noisily.
+
+With several processes all of them take part; the first one writes what is not divided, and the
+folder has to be one that all of them see.
 """
 
+import contextlib
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
-from dessilbi_jax.train import folder
+from dessilbi_jax.train import folder, processes
 from dessilbi_jax.train.step import TrainState
 
 KEPT = 2
-_CHECKSUMS = "checksums.json"
+_STATE, _META, _CHECKSUMS = "state", "meta.json", "checksums.json"
+# Orbax writes these once more after all else, and nothing of ours reads them.
+_NONE, _BAD = -1, -2  # instead of a step
+_UNCHECKED = {_CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 class Snapshot(NamedTuple):
@@ -31,26 +42,46 @@ class Snapshot(NamedTuple):
         state: the training state.
         records: by file name, the bytes of the files of the records.
         seconds: time the run had taken.
+        data: the position of the data, as the source gives it.
     """
 
     state: TrainState
     records: dict[str, bytes]
     seconds: float
+    data: bytes = b""
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run, the last two kept, each at once or not at all.
+    """Writes the checkpoints of a run; the last ones are kept, and the best.
 
-    Use it as a context manager.
+    Use it as a context manager; at its end all is written.
 
     Args:
         directory: where they go, one folder a step.
+        keep: how many of the last ones are kept.
     """
 
-    def __init__(self, directory: Path) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+    def __init__(self, directory: Path, keep: int = KEPT) -> None:
         self._directory = directory
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._pending: tuple[int, dict[str, bytes], dict[str, Any]] | None = None
+        kept = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["accuracy"],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=kept,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
+            ),
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -61,28 +92,73 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        if error is None:
+            self.wait()
+            self._manager.close()
+            return
+        with contextlib.suppress(Exception):  # what went wrong first is what is told
+            self._manager.close()
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Writes a checkpoint, named by the step of its state."""
-        # NumPy arrays carry no device, so that a checkpoint can be read on any machine.
-        state = jax.device_get(snapshot.state)
-        records = {k: np.frombuffer(v, np.uint8) for k, v in snapshot.records.items()}
-        meta = {"seconds": snapshot.seconds, "records": sorted(records)}
-        step = int(state.step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                records=ocp.args.StandardSave(records),
-                meta=ocp.args.JsonSave(meta),
-            ),
-            force=True,
-        )
-        self._manager.wait_until_finished()
-        folder.write_json(
-            self._directory / str(step) / _CHECKSUMS, _checksums(self._directory / str(step))
-        )
+    def save(self, snapshot: Snapshot, accuracy: float | None = None) -> None:
+        """Begins to write a checkpoint, named by the step of its state; waits for the one before.
+
+        Args:
+            snapshot: what it holds. The state may be donated at once.
+            accuracy: by which the best one is kept; one without is never the best.
+
+        Raises:
+            OSError: this checkpoint or the one before could not be written.
+        """
+        self.wait()
+        step = int(snapshot.state.step)
+        # Not the state itself, which may be donated before all is written.
+        meta = {
+            "seconds": snapshot.seconds,
+            "records": sorted(snapshot.records),
+            "data": snapshot.data.decode(),
+            "accuracy": accuracy,
+        }
+        self._pending = step, snapshot.records, meta
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(snapshot.state)),
+                metrics=None if accuracy is None else {"accuracy": accuracy},
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise of many kinds
+            step = "" if self._pending is None else f" of step {self._pending[0]}"
+            raise OSError(
+                f"the checkpoint{step} could not be written ({_first_line(error)}); last good "
+                f"checkpoint: {newest(self._directory) or 'none yet'}. Make room or give write "
+                "permission, then go on with --resume"
+            ) from error
+
+    def _complete(self) -> None:
+        """Adds the records and the checksums, before the folder gets its name."""
+        if self._pending is None or not processes.is_first():
+            return
+        step, records, meta = self._pending
+        unnamed = [d for d in self._directory.glob(f"{step}.*") if d.is_dir()]
+        checkpoint = unnamed[0] if unnamed else self._directory / str(step)
+        for name, content in records.items():
+            (checkpoint / name).write_bytes(content)
+        folder.write_json(checkpoint / _META, meta)
+        folder.write_json(checkpoint / _CHECKSUMS, _checksums(checkpoint))
 
 
 def restore_latest(directory: Path, like: TrainState) -> tuple[Snapshot | None, list[str]]:
@@ -90,7 +166,8 @@ def restore_latest(directory: Path, like: TrainState) -> tuple[Snapshot | None, 
 
     Args:
         directory: where the checkpoints are.
-        like: a state of the run's structure, shapes and dtypes.
+        like: a state of the run's structure, shapes and dtypes, divided among the devices as the
+            one read is to be.
 
     Returns:
         The checkpoint (None where none was ever written) and a line for each damaged one that was
@@ -103,49 +180,71 @@ def restore_latest(directory: Path, like: TrainState) -> tuple[Snapshot | None, 
     found, notes = _newest(directory)
     if found is None:
         return None, []
-    step, arrays, meta = found
+    checkpoint = directory / str(found)
     named, treedef = jax.tree_util.tree_flatten_with_path(like)
-    expected = {_name("state", keys): (leaf.shape, leaf.dtype) for keys, leaf in named}
-    got = {k: (a.shape, a.dtype) for k, a in arrays.items() if k.startswith("state/")}
+    expected = {_name(keys): (tuple(leaf.shape), leaf.dtype) for keys, leaf in named}
+    got = _shapes(checkpoint)
     if odd := sorted(k for k in expected | got if expected.get(k) != got.get(k)):
         raise ValueError(
-            f"checkpoint {directory / str(step)} is of another network or optimizer: {odd[0]} is "
+            f"checkpoint {checkpoint} is of another network or optimizer: {odd[0]} is "
             f"{got.get(odd[0], 'missing')}, expected {expected.get(odd[0], 'no such array')}"
         )
-    for damaged in (s for s in _steps(directory) if s > step):
-        shutil.rmtree(directory / str(damaged))
+    processes.meet("checkpoint chosen")
+    if processes.is_first():
+        for damaged in (s for s in _steps(directory) if s > found):
+            shutil.rmtree(directory / str(damaged))
+    processes.meet("damaged checkpoints removed")
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    )
+    arguments = ocp.args.PyTreeRestore(
+        item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        state = reader.restore(checkpoint.absolute() / _STATE, arguments)
     # Copies: JAX may not donate memory that NumPy owns.
-    state = jax.tree.unflatten(treedef, [jnp.array(arrays[name]) for name in expected])
-    records = {name: arrays[f"records/{name}"].tobytes() for name in meta["records"]}
-    return Snapshot(state, records, float(meta["seconds"])), notes
+    state = jax.tree.unflatten(treedef, [jnp.copy(x) for x in jax.tree.leaves(state)])
+    meta = folder.read_json(checkpoint / _META)
+    records = {name: (checkpoint / name).read_bytes() for name in meta["records"]}
+    return Snapshot(state, records, float(meta["seconds"]), meta["data"].encode()), notes
 
 
-def load_params(run: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the parameters and batch statistics of a run's newest good checkpoint.
+def load_params(
+    run: str | Path, which: Literal["newest", "best"] = "newest"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the parameters and batch statistics of a good checkpoint of a run.
 
     Args:
         run: the folder of a run, finished or not.
+        which: the newest, or the best: of those kept the one with the highest held-out accuracy
+            of the dense network.
 
     Returns:
         Two nested dicts of NumPy arrays; the second is empty without batch normalisation.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
-        ValueError: none of its checkpoints is good.
+        ValueError: none of its checkpoints is good, or another word than those.
     """
+    if which not in ("newest", "best"):
+        raise ValueError(f"which must be 'newest' or 'best', got {which!r}")
     directory = Path(run) / folder.CHECKPOINTS
-    found, _ = _newest(directory)
-    if found is None:
+    step, _ = _newest(directory, by_accuracy=which == "best")
+    if step is None:
         raise FileNotFoundError(f"there is no checkpoint in {directory}")
-    nested: dict[str, Any] = {"params": {}, "stats": {}}
-    for name, array in found[1].items():
-        _, part, *inner = name.split("/")
-        if part in nested:
-            node = nested[part]
-            for key in inner[:-1]:
-                node = node.setdefault(key, {})
-            node[inner[-1]] = array
-    return nested["params"], nested["stats"]
+    place = (directory / str(step)).absolute() / _STATE
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _metadata(reader, place)
+        )
+        saved = reader.restore(place, ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return saved["params"], saved["stats"]
+
+
+def newest(directory: Path) -> Path | None:
+    """Returns the newest checkpoint there is, good or not; None without any."""
+    steps = _steps(directory)
+    return directory / str(steps[0]) if steps else None
 
 
 def _steps(directory: Path) -> list[int]:
@@ -153,58 +252,71 @@ def _steps(directory: Path) -> list[int]:
     return sorted((int(d.name) for d in directory.glob("*") if d.name.isdecimal()), reverse=True)
 
 
-def _newest(
-    directory: Path,
-) -> tuple[tuple[int, dict[str, np.ndarray], dict[str, Any]] | None, list[str]]:
-    """Returns step, arrays and meta of the newest good checkpoint, and what was passed over.
+def _newest(directory: Path, *, by_accuracy: bool = False) -> tuple[int | None, list[str]]:
+    """Returns the step of the newest (or best) good checkpoint, and what was passed over.
+
+    With several processes it is the one that the first process finds.
 
     Raises:
         ValueError: there are checkpoints and none of them is good.
     """
     notes: list[str] = []
-    for step in _steps(directory):
-        try:
-            arrays, meta = _read(directory / str(step))
-        except (OSError, ValueError) as error:
-            notes.append(f"checkpoint {directory / str(step)} is damaged ({error})")
-            continue
-        return (step, arrays, meta), [f"{note}; that of step {step} is used" for note in notes]
-    if notes:
-        raise ValueError(f"{'; '.join(notes)}; no good one is left: start again with --overwrite")
-    return None, []
+    steps = _steps(directory)
+    if by_accuracy:
+        steps.sort(key=lambda step: _accuracy(directory / str(step)), reverse=True)
+    chosen = None
+    for step in steps if processes.is_first() else []:
+        odd = _damage(directory / str(step))
+        if odd is None:
+            chosen = step
+            break
+        notes.append(f"checkpoint {directory / str(step)} is damaged ({odd})")
+    none = _BAD if notes else _NONE
+    code = processes.from_first(none if chosen is None else chosen)
+    if code == _BAD:
+        told = "; ".join(notes) or f"no checkpoint in {directory} is good"
+        raise ValueError(f"{told}; no good one is left: start again with --overwrite")
+    if code == _NONE:
+        return None, []
+    return code, [f"{note}; that of step {code} is used" for note in notes]
 
 
-def _read(checkpoint: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns the arrays of one checkpoint, by name, and its meta.
-
-    Raises:
-        ValueError: a file is not as it was written, or missing.
-    """
-    if not (checkpoint / _CHECKSUMS).exists():
-        raise ValueError(f"it has no {_CHECKSUMS}")
-    expected, found = folder.read_json(checkpoint / _CHECKSUMS), _checksums(checkpoint)
-    if odd := sorted(f for f in expected | found if expected.get(f) != found.get(f)):
-        raise ValueError(f"{odd[0]} is not as it was written")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        saved = reader.restore(
-            checkpoint.absolute(),
-            ocp.args.Composite(
-                state=ocp.args.StandardRestore(),
-                records=ocp.args.StandardRestore(),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
-    arrays = {
-        _name(root, keys): np.asarray(leaf)
-        for root, tree in (("state", saved.state), ("records", saved.records))
-        for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
-    return arrays, saved.meta
+def _accuracy(checkpoint: Path) -> float:
+    """Returns the accuracy that a checkpoint was saved with, -1 where there is none."""
+    try:
+        return float(folder.read_json(checkpoint / _META)["accuracy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1.0
 
 
-def _name(root: str, keys: Any) -> str:
+def _damage(checkpoint: Path) -> str | None:
+    """Returns what is not as it was written, None if all is."""
+    try:
+        if not (checkpoint / _CHECKSUMS).exists():
+            return f"it has no {_CHECKSUMS}"
+        expected, found = folder.read_json(checkpoint / _CHECKSUMS), _checksums(checkpoint)
+    except (OSError, ValueError) as error:
+        return str(error)
+    odd = sorted(f for f in expected | found if expected.get(f) != found.get(f))
+    return f"{odd[0]} is not as it was written" if odd else None
+
+
+def _shapes(checkpoint: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns shape and dtype of each array of a checkpoint, by name."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = _metadata(reader, checkpoint.absolute() / _STATE)
+    named = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(keys): (tuple(leaf.shape), leaf.dtype) for keys, leaf in named}
+
+
+def _metadata(reader: ocp.Checkpointer, place: Path) -> Any:
+    """Returns what Orbax knows of the arrays in a folder, as a nested dict."""
+    return reader.metadata(place).item_metadata.tree
+
+
+def _name(keys: Any) -> str:
     """Returns the name of a leaf, the same for a named tuple and for the dict Orbax makes of it."""
-    return f"{root}/{jax.tree_util.keystr(keys, simple=True, separator='/')}"
+    return str(jax.tree_util.keystr(keys, simple=True, separator="/"))
 
 
 def _checksums(checkpoint: Path) -> dict[str, int]:
@@ -212,5 +324,10 @@ def _checksums(checkpoint: Path) -> dict[str, int]:
     return {
         file.relative_to(checkpoint).as_posix(): zlib.crc32(file.read_bytes())
         for file in sorted(checkpoint.rglob("*"))
-        if file.is_file() and file.name != _CHECKSUMS
+        if file.is_file() and file.name not in _UNCHECKED
     }
+
+
+def _first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its kind where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

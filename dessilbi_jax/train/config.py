@@ -23,6 +23,8 @@ STRUCTURES = (
 VARIANTS = ("paper", "toolbox")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine", "step")
+DTYPES = ("float32", "bfloat16")
+NONFINITE = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,17 +37,30 @@ class TrainConfig:
     Attributes:
         network: name of a network of `dessilbi_jax.models`.
         dataset: name of a data set of `dessilbi_jax.data`.
-        epochs: passes over the training images, at least 1.
-        batch_size: images a step; an incomplete last batch of an epoch is dropped.
+        epochs: passes over the training data, at least 1.
+        batch_size: images, or windows of text, a step, on all devices together; an incomplete last
+            batch of an epoch is dropped.
+        image_size: side in pixels that streamed images are cropped to; None: 224.
+            Small images have the size they have.
+        context: tokens of a window of text; None: 128.
+        dtype: what the network computes in, "float32" or "bfloat16"; parameters, V and Γ are
+            float32.
+        remat: compute each block anew in the backward pass, which saves memory for time.
         widths: widths of the network's layers; None: those of the network's paper.
         learning_rate: the step that moves the weights W, at the start of the schedule.
         schedule: "constant", "cosine" (down to 0 at the end), or "step".
+        warmup: fraction of the run, in [0, 1), in which the rate rises from 0 to `learning_rate`
+            in a straight line; the schedule begins behind it.
         drop_at: for "step": fractions of the run after which `drop_factor` multiplies the rate.
         drop_factor: for "step": the factor, in (0, 1).
         optimizer: "sgd" (with `momentum`) or "adam" (coupling after Adam's scaling).
         momentum: of sgd, in [0, 1); 0 is none. Adam ignores it.
         nesterov: Nesterov's form of the momentum, sgd only.
         weight_decay: 0 or more; with sgd as `variant` has it, with adam as AdamW has it.
+        clip: largest norm of the gradient of the loss, all leaves together; longer ones are scaled
+            down to it. None: none is.
+        nonfinite: what a loss or gradient that is not finite does: "stop" the run with an error,
+            or "skip" the step, which is counted.
         variant: where the coupling stands with sgd: "paper" before the momentum, "toolbox" after.
         kappa: damping κ of Γ, above 0.
         nu: coupling ν between W and Γ, above 0; larger is looser.
@@ -58,7 +73,8 @@ class TrainConfig:
             "columns", or "channels": all that makes a removable channel or hidden unit, across
             kernel, bias, normalisation and branches, so that a ticket can be cut out.
         lean: keep no Γ in the state, only what it takes to rebuild it.
-        augment: random crops and horizontal flips of the training images.
+        augment: random crops and horizontal flips of small training images. Streamed ones are
+            always cropped and flipped.
         holdout: fraction of the training images held out for the accuracies of the record, in
             (0, 0.5]. The test images are used once, at the end.
         records_per_epoch: records of the solution path in an epoch, besides the early ones.
@@ -85,14 +101,21 @@ class TrainConfig:
     epochs: int
     batch_size: int = 128
     widths: tuple[int, ...] | None = None
+    image_size: int | None = None
+    context: int | None = None
+    dtype: str = "float32"
+    remat: bool = False
     learning_rate: float = 0.05
     schedule: str = "constant"
+    warmup: float = 0.0
     drop_at: tuple[float, ...] = (0.5, 0.75)
     drop_factor: float = 0.1
     optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
+    clip: float | None = None
+    nonfinite: str = "stop"
     variant: Literal["paper", "toolbox"] = "toolbox"
     kappa: float = 1.0
     nu: float = 100.0
@@ -118,14 +141,22 @@ class TrainConfig:
             _integer(name, getattr(self, name), least=0)
         for name in ("learning_rate", "kappa", "nu"):
             _number(name, getattr(self, name))
-        for name in ("nesterov", "lean", "augment"):
+        for name in ("image_size", "context"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), least=1)
+        for name in ("nesterov", "lean", "augment", "remat"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         _choice("schedule", self.schedule, SCHEDULES)
+        _choice("dtype", self.dtype, DTYPES)
+        _choice("nonfinite", self.nonfinite, NONFINITE)
         _choice("optimizer", self.optimizer, OPTIMIZERS)
         _choice("variant", self.variant, VARIANTS)
         _choice("structure", self.structure, STRUCTURES)
         _number("weight_decay", self.weight_decay, zero=True)
+        _number("warmup", self.warmup, zero=True, below=1.0)
+        if self.clip is not None:
+            _number("clip", self.clip)
         _number("momentum", self.momentum, zero=True, below=1.0)
         _number("drop_factor", self.drop_factor, below=1.0)
         _number("at", self.at, most=1.0)

@@ -1,92 +1,139 @@
-"""What a network has to know about its images: kept with a run, so that it can be rebuilt."""
+"""What a network has to know about its data: kept with a run, so that it can be rebuilt."""
 
 import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
 
 from dessilbi_jax import data, models
 from dessilbi_jax.train.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class Where:
+    """Where a run finds its data.
+
+    Attributes:
+        data_dir: folder of prepared data sets, or of images; None for the default.
+        text: the file that `dataset="text"` reads.
+        tokenizer: a tokenizer file for it; None: its tokens are bytes.
+    """
+
+    data_dir: str | Path | None = None
+    text: str | Path | None = None
+    tokenizer: str | Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DataFacts:
-    """The images a network was trained on, in so far as others have to know.
+    """The data a network was trained on, in so far as others have to know.
 
     Attributes:
         dataset: name for `data.load`.
         data_dir: where it was found, None for the default.
-        input_shape: (height, width, channels).
-        classes: their number.
-        mean: of each channel, pixels in [0, 1].
+        input_shape: (height, width, channels) of an image, or (context,).
+        classes: their number; for text the size of the vocabulary.
+        mean: of each channel, pixels in [0, 1]; empty for text.
         std: of each channel.
-        held_out: number of training images held out.
+        held_out: number of training images, or windows of text, held out.
         holdout_seed: which ones.
         steps_per_epoch: batches in an epoch.
+        text: the file of a text.
+        tokenizer: the tokenizer's file, None for bytes.
+        image_size: the side that streamed images were asked for.
     """
 
     dataset: str
     data_dir: str | None
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     held_out: int
     holdout_seed: int
     steps_per_epoch: int
+    text: str | None = None
+    tokenizer: str | None = None
+    image_size: int | None = None
 
     @classmethod
-    def of(
-        cls, dataset: data.Dataset, config: TrainConfig, data_dir: str | Path | None
-    ) -> "DataFacts":
-        """The facts of a data set under a configuration.
+    def of(cls, source: data.Source, config: TrainConfig, where: Where) -> "DataFacts":
+        """The facts of a source of data under a configuration.
 
         Raises:
-            ValueError: too few images for a batch.
+            ValueError: too few rows for a batch.
 
         Example:
             >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1)
-            >>> DataFacts.of(data.load("digits"), config, None).steps_per_epoch
+            >>> DataFacts.of(data.load("digits"), config, Where()).steps_per_epoch
             10
         """
-        total = len(dataset.train_labels)
+        total = source.train_size
         held_out = max(1, round(config.holdout * total))
         steps = (total - held_out) // config.batch_size
         if steps == 0:
             raise ValueError(
                 f"batch_size {config.batch_size} is larger than the {total - held_out} training "
-                f"images of {config.dataset}: give a smaller one"
+                f"{source.kind if source.kind == 'images' else 'windows'} of {config.dataset}: "
+                "give a smaller one"
             )
+        data_dir, text, tokenizer = (
+            None if path is None else os.path.abspath(path)
+            for path in (where.data_dir, where.text, where.tokenizer)
+        )
         return cls(
-            config.dataset,
-            None if data_dir is None else os.path.abspath(data_dir),
-            dataset.input_shape,
-            len(dataset.classes),
-            dataset.mean,
-            dataset.std,
-            held_out,
-            config.seed,
-            steps,
+            dataset=config.dataset,
+            data_dir=data_dir,
+            input_shape=source.input_shape,
+            classes=source.num_classes,
+            mean=source.mean,
+            std=source.std,
+            held_out=held_out,
+            holdout_seed=config.seed,
+            steps_per_epoch=steps,
+            text=text,
+            tokenizer=tokenizer,
+            image_size=config.image_size,
         )
 
-    def load(self, data_dir: str | Path | None = None) -> data.Dataset:
-        """The data set, from where it was found unless another folder is given."""
-        return data.load(self.dataset, data_dir=self.data_dir if data_dir is None else data_dir)
+    def load(self, data_dir: str | Path | None = None) -> data.Source:
+        """The data, from where it was found unless another folder is given.
 
-    def split(self, dataset: data.Dataset) -> tuple[data.Dataset, np.ndarray, np.ndarray]:
-        """The data set without the images held out, these images and their labels."""
-        return dataset.holdout(self.held_out, seed=self.holdout_seed)
+        Raises:
+            ValueError: what is found is of another shape than what the run was trained on.
+        """
+        source = data.load(
+            self.dataset,
+            data_dir=self.data_dir if data_dir is None else data_dir,
+            image_size=self.image_size,
+            text=self.text,
+            tokenizer=self.tokenizer,
+            context=self.input_shape[0] if len(self.input_shape) == 1 else None,
+        )
+        if source.input_shape != self.input_shape or source.num_classes != self.classes:
+            raise ValueError(
+                f"{self.dataset} is not the data of the run: it has inputs {source.input_shape} "
+                f"and {source.num_classes} classes, the run's had {self.input_shape} and "
+                f"{self.classes}"
+            )
+        return source
+
+    def split(self, source: data.Source) -> tuple[data.Source, data.Part]:
+        """The source without the rows held out, and these rows."""
+        return source.set_aside(self.held_out, seed=self.holdout_seed)
 
     def build(self, config: TrainConfig) -> models.Network:
-        """The network of a configuration for these images, as `config.seed` initialises it."""
+        """The network of a configuration for these rows, as `config.seed` initialises it."""
         return models.build(
             config.network,
             input_shape=self.input_shape,
             classes=self.classes,
             seed=config.seed,
             widths=config.widths,
+            dtype=jnp.dtype(config.dtype),
+            remat=config.remat,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -105,10 +152,11 @@ class DataFacts:
         Raises:
             ValueError: it holds no such facts.
         """
-        names = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) != names:
+        named = dataclasses.fields(cls)
+        needed = {f.name for f in named if f.default is dataclasses.MISSING}
+        if not isinstance(fields, dict) or not needed <= set(fields) <= {f.name for f in named}:
             raise ValueError(
-                f"{where} does not say what images the network was trained on: it is damaged or of "
+                f"{where} does not say what data the network was trained on: it is damaged or of "
                 "another version; train it again"
             )
         values: dict[str, Any] = {

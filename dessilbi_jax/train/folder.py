@@ -29,9 +29,10 @@ WEIGHTS = "weights"
 TICKET = "ticket.npz"
 RETRAINED = "retrained"
 SLIM = "slim"
+LOCK = "run.lock"
 _OURS = {
     CONFIG, METRICS, PATH, PATH + ".previous", NORMS, CHECKPOINTS, RESULT, REPORT, WEIGHTS,
-    TICKET, RETRAINED, SLIM,
+    TICKET, RETRAINED, SLIM, LOCK,
 }  # fmt: skip
 # What a run that was killed while writing can leave behind.
 _UNFINISHED = (".part", ".tmp")
@@ -114,6 +115,7 @@ def check(
             )
         return "finished" if (run / RESULT).exists() else "resume"
     found = sorted(file.name for file in run.iterdir()) if run.exists() else []
+    found = [name for name in found if name != LOCK]
     if not found:
         return "new"
     foreign = [name for name in found if name not in _OURS and not name.endswith(_UNFINISHED)]
@@ -133,7 +135,13 @@ def check(
 
 
 def start(
-    run: Path, config: TrainConfig, *, preset: str, command: str, data: dict[str, Any]
+    run: Path,
+    config: TrainConfig,
+    *,
+    preset: str,
+    command: str,
+    data: dict[str, Any],
+    mesh: str = "data=1",
 ) -> None:
     """Makes the folder of a new run, cleared of the run that `check` found there.
 
@@ -142,11 +150,14 @@ def start(
         config: what is run.
         preset: its name.
         command: how it was called.
-        data: what `DataFacts.to_json` says of the images.
+        data: what `DataFacts.to_json` says of its data.
+        mesh: the devices it runs on.
     """
     run.mkdir(parents=True, exist_ok=True)
     # config.json goes last, so that a folder half cleared is still known for what it is.
     for file in sorted(run.iterdir(), key=lambda file: file.name == CONFIG):
+        if file.name == LOCK:
+            continue
         if file.is_dir() and not file.is_symlink():
             shutil.rmtree(file)
         else:
@@ -158,6 +169,7 @@ def start(
             "config": config.to_json(),
             "command": command,
             "data": data,
+            "mesh": mesh,
             "versions": versions(),
             "machine": machine(),
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -1,38 +1,39 @@
 """A whole run, from the configuration to result.json and report.html."""
 
+import contextlib
+import errno
+import io
 import math
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
 
 import dessilbi_jax as dl
-from dessilbi_jax import data, report
-from dessilbi_jax._observe import observe
-from dessilbi_jax.train import folder
-from dessilbi_jax.train.checkpoint import Checkpoints, Snapshot, restore_latest
+from dessilbi_jax import report
+from dessilbi_jax.train import folder, outcome, processes
+from dessilbi_jax.train.checkpoint import KEPT, Checkpoints, Snapshot, newest, restore_latest
 from dessilbi_jax.train.config import TrainConfig
-from dessilbi_jax.train.facts import DataFacts
+from dessilbi_jax.train.facts import Where
+from dessilbi_jax.train.feeds import Feed, Rows, evaluation_size, make_feed
 from dessilbi_jax.train.interrupt import Interrupted, Signals
-from dessilbi_jax.train.optim import make_optimizer, make_schedule, make_structure
+from dessilbi_jax.train.lock import alone
+from dessilbi_jax.train.mesh import describe, make_mesh
 from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.records import Records, record_steps
-from dessilbi_jax.train.step import (
-    TrainState,
-    device_batches,
-    first_state,
-    make_evaluate,
-    make_step,
-    split_network,
-)
+from dessilbi_jax.train.setup import prepare
+from dessilbi_jax.train.step import TrainState, make_evaluate, make_step
 from dessilbi_jax.train.weights import save_weights
 
-# How often the loop waits for the device, to see whether the loss is still finite.
-_LOOK_EVERY = 50
+# How often the loop waits for the device, to see whether the loss is still finite; and with
+# several processes how often they ask each other whether a signal has come.
+_LOOK_EVERY, _AGREE_EVERY = 50, 10
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 def fit(
@@ -42,6 +43,11 @@ def fit(
     preset: str = "",
     command: str = "",
     data_dir: str | Path | None = None,
+    text: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    mesh: str = "auto",
+    checkpoint_steps: int | None = None,
+    keep: int = KEPT,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -52,7 +58,10 @@ def fit(
     norms.npz, checkpoints/, weights/ (the parameters at the start, at the ends of epochs and at
     the end, to rewind to), and at the end result.json and report.html. All random choices derive
     from the seed and the step, so a run that was stopped and resumed ends with the same weights,
-    bit for bit, as one that was not, on the same machine and versions.
+    bit for bit, as one that was not, on the same machine, devices and versions.
+
+    In a run of several processes (`processes.start`) each of them calls this with the same
+    arguments and a folder that all can see; the first one writes.
 
     Args:
         config: what to train.
@@ -60,20 +69,32 @@ def fit(
         preset: name of the run, kept in config.json.
         command: the command line, kept in config.json.
         data_dir: where prepared data sets are, as `data.load` has it.
+        text: the file that the data set "text" reads.
+        tokenizer: a tokenizer file for it; by default its tokens are bytes.
+        mesh: the devices, as `make_mesh` has it: "auto", "one", "data=4,fsdp=2", … A run may be
+            resumed on another mesh, though then not bit for bit.
+        checkpoint_steps: write a checkpoint each so many steps, besides those at the ends of
+            epochs.
+        keep: how many of the last checkpoints are kept, besides the one with the best held-out
+            accuracy.
         resume: go on with the run in `out`, which must have the same configuration.
         overwrite: delete the run in `out` first. Only files of a run are ever deleted.
         progress: what to print; by default a `Progress`, quiet where there is no terminal.
 
     Returns:
-        What result.json holds: `test_accuracy`, `test_projected_accuracy` (the test images are
-        used here only), `density`, `asked_density`, `parameters`, `steps`, `seconds`, `layers`,
-        and `lam`, every (step, λ) in force. A finished run that is resumed returns its result.
+        What result.json holds: `test_accuracy`, `test_projected_accuracy`, `test_loss` (the test
+        rows are used here only), `density`, `asked_density`, `parameters`, `steps`, `skipped`,
+        `seconds`, `mesh`, `layers`, and `lam`, every (step, λ) in force. A finished run that is
+        resumed returns its result.
 
     Raises:
         ValueError: `resume` with another configuration, or no good checkpoint is left; too few
-            images for a batch; a network or data set of that name is unknown.
-        FileExistsError: `out` holds another run, or files that are not of a run.
+            rows for a batch; a network or data set of that name is unknown; a mesh that does not
+            fit the devices.
+        FileExistsError: `out` holds another run, or files that are not of a run, or another
+            process is writing it.
         FileNotFoundError: `resume` and no run is in `out`, or the data is not in `data_dir`.
+        OSError: the disk is full or not to be written; nothing that was written before is lost.
         FloatingPointError: the loss, or what batch statistics make of it, is no longer finite.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written. It is a KeyboardInterrupt.
 
@@ -86,109 +107,143 @@ def fit(
         (20, 0.05)
     """
     out, progress = Path(out), progress or Progress()
-    todo = folder.check(out, config, resume=resume, overwrite=overwrite)
-    if todo == "finished":
+    if not processes.is_first():
+        progress = Progress(io.StringIO(), lines=False)
+    for name, value in (("checkpoint_steps", checkpoint_steps), ("keep", keep)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    devices = make_mesh(mesh)
+    if folder.check(out, config, resume=resume, overwrite=overwrite) == "finished":
         return folder.read_json(out / folder.RESULT)
+    run = prepare(config, Where(data_dir, text, tokenizer), devices)
+    per_epoch, steps = run.facts.steps_per_epoch, run.steps
+    evaluate, project = make_evaluate(run.network), jax.jit(_project)
 
-    # Data. The test images stay on the host until the end.
-    dataset = data.load(config.dataset, data_dir=data_dir)
-    facts = DataFacts.of(dataset, config, data_dir)
-    training, held_images, held_labels = facts.split(dataset)
-    steps_per_epoch = facts.steps_per_epoch
-    steps = config.epochs * steps_per_epoch
-    images, labels = jnp.asarray(training.train_images), jnp.asarray(training.train_labels)
-    held_batches = device_batches(held_images, held_labels)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(alone(out))
+        stack.enter_context(_disk_errors(out))
+        # Once more: before the lock was had, another process may have been here.
+        todo = folder.check(out, config, resume=resume, overwrite=overwrite)
+        if todo == "finished":
+            return folder.read_json(out / folder.RESULT)
+        feed = make_feed(run.training, config, devices)
+        stack.callback(feed.close)
+        train_step = make_step(
+            run.network,
+            run.tx,
+            feed.pick,
+            seed=config.seed,
+            augment=config.augment and run.source.resident,
+            skip=config.nonfinite == "skip",
+        )
+        state, records, earlier = run.state, Records(out, config.seed), 0.0
+        processes.meet("folder seen")
+        if todo == "resume":
+            state, earlier = _restore(out, state, feed, records, devices, progress)
+        elif processes.is_first():
+            name, facts = preset or out.resolve().name, run.facts.to_json()
+            where = describe(devices)
+            folder.start(out, config, preset=name, command=command, data=facts, mesh=where)
+        processes.meet("folder made")
+        began = time.monotonic()
+        signals = stack.enter_context(Signals())
+        checkpoints = stack.enter_context(Checkpoints(out / folder.CHECKPOINTS, keep))
 
-    # Network, optimizer and their first state.
-    model = facts.build(config)
-    structure = make_structure(config, model)
-    network, params, stats = split_network(model, dataset.mean, dataset.std)
-    tx, rate = make_optimizer(config, steps, structure), make_schedule(config, steps)
-    state = first_state(params, stats, tx)
-    train_step = make_step(network, tx, seed=config.seed, augment=config.augment)
-    evaluate, project = make_evaluate(network), jax.jit(_project)
-
-    # The run's folder, new or as it was left.
-    records, earlier = Records(out, config.seed), 0.0
-    if todo == "new":
-        name = preset or out.resolve().name
-        folder.start(out, config, preset=name, command=command, data=facts.to_json())
-    else:
-        state, earlier = _restore(out, state, records, progress)
-    began = time.monotonic()
-
-    with Signals() as signals, Checkpoints(out / folder.CHECKPOINTS) as checkpoints:
         step = int(state.step)
         if step == 0:
             save_weights(out, 0, state.params, state.stats)
-        recorded = record_steps(steps_per_epoch, config.epochs, config.records_per_epoch)
-        progress.begin(step)
-        order = None
-        while step < steps:
-            if order is None or step % steps_per_epoch == 0:
-                order = jnp.asarray(
-                    data.epoch_order(
-                        config.seed, step // steps_per_epoch, len(labels), config.batch_size
-                    )
-                )
-            state = train_step(state, images, labels, order)
-            step += 1
-            epoch_ends = step % steps_per_epoch == 0
+        recorded = record_steps(per_epoch, config.epochs, config.records_per_epoch)
+        look_every = _LOOK_EVERY if jax.process_count() == 1 else _AGREE_EVERY
+        alone_here = jax.process_count() == 1
 
-            if step in recorded or step % _LOOK_EVERY == 0 or signals.received or progress.due():
-                loss = _finite_loss(state, config, out, steps_per_epoch)
-                if progress.due():
+        def diverged(at: int, what: str) -> FloatingPointError:
+            checkpoints.wait()
+            return _diverged(at, what, config, out, per_epoch)
+
+        progress.begin(step)
+        while step < steps:
+            state = train_step(state, feed.at(step))
+            step += 1
+            epoch_ends = step % per_epoch == 0
+            saves = epoch_ends or (checkpoint_steps is not None and step % checkpoint_steps == 0)
+            stopping, accuracy = 0, None
+
+            if step in recorded or saves or step % look_every == 0:
+                stopping = processes.any_process(signals.received)
+            elif alone_here:
+                stopping = signals.received
+            drawn = progress.due()
+            if step in recorded or saves or stopping or step % look_every == 0 or drawn:
+                loss, bad = _mean_loss(state)
+                if bad >= 0:
+                    raise diverged(bad, "loss")
+                if drawn:
                     progress.live(step, steps, loss)
 
             if step in recorded:
                 projected = project(state.params, state.opt_state)
-                accuracy, held_loss = evaluate(state.params, state.stats, held_batches)
-                if not math.isfinite(held_loss):
-                    raise _diverged(step, "held-out loss", config, out, steps_per_epoch)
+                accuracy, held_loss = evaluate(state.params, state.stats, run.held)
+                if not (math.isfinite(held_loss) and math.isfinite(loss)):
+                    what = "held-out loss" if math.isfinite(loss) else "loss of every step"
+                    raise diverged(step, what)
                 line = {
                     "step": step,
-                    "epoch": step / steps_per_epoch,
+                    "epoch": step / per_epoch,
                     "loss": loss,
-                    "learning_rate": float(rate(step - 1)),
-                    "lam": _lam_in_force(state),
+                    "learning_rate": float(run.rate(step - 1)),
+                    "lam": outcome.lam_in_force(state),
                     "accuracy": accuracy,
-                    "projected_accuracy": evaluate(projected, state.stats, held_batches)[0],
+                    "held_out_loss": held_loss,
+                    "projected_accuracy": evaluate(projected, state.stats, run.held)[0],
+                    "skipped": int(state.skipped),
                     "seconds": earlier + time.monotonic() - began,
                 }
                 line = records.add(line, state.params, state.opt_state)
-                state = state._replace(loss_sum=jnp.float32(0), loss_steps=jnp.int32(0))
+                state = state._replace(
+                    loss_sum=jnp.zeros_like(state.loss_sum),
+                    loss_steps=jnp.zeros_like(state.loss_steps),
+                )
                 if epoch_ends:
                     progress.epoch(line, config.epochs)
 
-            if step == steps or (epoch_ends and _kept(config, step // steps_per_epoch)):
+            if step == steps or (epoch_ends and _kept(config, step // per_epoch)):
                 save_weights(out, step, state.params, state.stats)
-            if epoch_ends or signals.received:
+            if saves or stopping:
+                if not bool(_all_finite(state.params)):
+                    raise diverged(step, "network")
                 records.save()
                 seconds = earlier + time.monotonic() - began
-                checkpoints.save(Snapshot(state, records.content(), seconds))
-            if signals.received and step < steps:
+                snapshot = Snapshot(state, records.content(), seconds, feed.get_state())
+                checkpoints.save(snapshot, accuracy)
+            if stopping and step < steps:
                 raise Interrupted(
-                    f"stopped at step {step} of {steps}; go on with: {_resume(command)}",
-                    signals.received,
+                    f"stopped at step {step} of {steps}; go on with: {_resume(command)}", stopping
                 )
+        checkpoints.wait()
 
-    # The end: the test images, once.
-    test = device_batches(dataset.test_images, dataset.test_labels)
-    projected = project(state.params, state.opt_state)
-    result = {
-        "test_accuracy": evaluate(state.params, state.stats, test)[0],
-        "test_projected_accuracy": evaluate(projected, state.stats, test)[0],
-        "density": float(records.path.density()[-1]),
-        "asked_density": config.density,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "steps": steps,
-        "seconds": earlier + time.monotonic() - began,
-        "groups": _groups(state),
-        "layers": _layers(records.path),
-        "lam": _lam_estimates(state),
-    }
-    folder.write_json(out / folder.RESULT, result)
-    report.write(out)
+        # The end: the test rows, once.
+        test = Rows(run.source.test_part(), evaluation_size(run.source, config), devices)
+        test_accuracy, test_loss = evaluate(state.params, state.stats, test)
+        projected = project(state.params, state.opt_state)
+        result = {
+            "test_accuracy": test_accuracy,
+            "test_projected_accuracy": evaluate(projected, state.stats, test)[0],
+            "test_loss": test_loss,
+            "density": float(records.path.density()[-1]),
+            "asked_density": config.density,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "steps": steps,
+            "skipped": int(state.skipped),
+            "seconds": earlier + time.monotonic() - began,
+            "mesh": describe(devices),
+            "groups": outcome.selected_groups(state),
+            "layers": outcome.layers(records.path),
+            "lam": outcome.lam_estimates(state),
+        }
+        if processes.is_first():
+            folder.write_json(out / folder.RESULT, result)
+            report.write(out)
+        processes.meet("result written")
     return result
 
 
@@ -198,12 +253,16 @@ def _kept(config: TrainConfig, epoch: int) -> bool:
 
 
 def _restore(
-    out: Path, state: TrainState, records: Records, progress: Progress
+    out: Path, state: TrainState, feed: Feed, records: Records, devices: Mesh, progress: Progress
 ) -> tuple[TrainState, float]:
     """Returns the state a stopped run goes on from, and the time it had taken by then."""
-    then, now = folder.read_json(out / folder.CONFIG).get("versions", {}), folder.versions()
-    if changed := [f"{k} {then.get(k)}, now {v}" for k, v in now.items() if then.get(k) != v]:
+    then, now = folder.read_json(out / folder.CONFIG), folder.versions()
+    old = then.get("versions", {})
+    if changed := [f"{k} {old.get(k)}, now {v}" for k, v in now.items() if old.get(k) != v]:
         progress.note(f"versions have changed ({'; '.join(changed)}): not the same bit for bit")
+    if then.get("mesh", describe(devices)) != describe(devices):
+        moved = f"{then['mesh']}, now {describe(devices)}"
+        progress.note(f"the mesh has changed ({moved}): not the same bit for bit")
     damage = records.damage()
     snapshot, notes = restore_latest(out / folder.CHECKPOINTS, state)
     for note in notes:
@@ -215,7 +274,23 @@ def _restore(
     if damage:
         progress.note(f"{damage}; the one kept with step {int(snapshot.state.step)} is put back")
     records.restore(snapshot.records)
+    feed.set_state(snapshot.data)
     return snapshot.state, snapshot.seconds
+
+
+@contextlib.contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Says of an error of the disk what is left and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        last = newest(out / folder.CHECKPOINTS)
+        raise OSError(
+            f"the run cannot be written ({error}); last good checkpoint: {last or 'none yet'}. "
+            "Make room or give write permission, then go on with --resume"
+        ) from error
 
 
 def _project(params: Any, opt_state: Any) -> Any:
@@ -223,24 +298,28 @@ def _project(params: Any, opt_state: Any) -> Any:
     return dl.project(params, dl.support(opt_state, params))
 
 
-def _finite_loss(state: TrainState, config: TrainConfig, out: Path, steps_per_epoch: int) -> float:
-    """Returns the mean training loss since the last record; raises once one was not finite."""
+@jax.jit
+def _all_finite(params: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+
+def _mean_loss(state: TrainState) -> tuple[float, int]:
+    """Returns the mean training loss since the last record, and the step that was not finite.
+
+    The mean is NaN where every step since then was skipped, the step -1 where there was none.
+    """
     bad, total, count = jax.device_get((state.bad_step, state.loss_sum, state.loss_steps))
-    if bad >= 0:
-        raise _diverged(int(bad), "loss", config, out, steps_per_epoch)
-    return float(total) / int(count)
+    return float(total) / int(count) if count else math.nan, int(bad)
 
 
 def _diverged(
-    step: int, what: str, config: TrainConfig, out: Path, steps_per_epoch: int
+    step: int, what: str, config: TrainConfig, out: Path, per_epoch: int
 ) -> FloatingPointError:
     """Returns the error that says where a run went wrong, what is left of it, and what to try."""
-    kept = [int(d.name) for d in (out / folder.CHECKPOINTS).glob("*") if d.name.isdecimal()]
-    last = f"{out / folder.CHECKPOINTS / str(max(kept))}" if kept else "none yet"
     return FloatingPointError(
-        f"the {what} is not finite at step {step} (epoch {step / steps_per_epoch:.2f}); last good "
-        f"checkpoint: {last}. Try a smaller learning rate than {config.learning_rate:g} or a "
-        f"larger nu than {config.nu:g}"
+        f"the {what} is not finite at step {step} (epoch {step / per_epoch:.2f}); last good "
+        f"checkpoint: {newest(out / folder.CHECKPOINTS) or 'none yet'}. Try a smaller learning "
+        f"rate than {config.learning_rate:g} or a larger nu than {config.nu:g}"
     )
 
 
@@ -248,47 +327,3 @@ def _resume(command: str) -> str:
     """Returns the command that resumes the run that `command` began."""
     words = [word for word in shlex.split(command) if word not in ("--resume", "--overwrite")]
     return shlex.join([*words, "--resume"]) if words else "resume=True"
-
-
-def _lam_in_force(state: TrainState) -> float | None:
-    """Returns λ, None before the first automatic estimate."""
-    lam = float(dl.get_state(state.opt_state).lam)
-    return lam if math.isfinite(lam) else None
-
-
-def _lam_estimates(state: TrainState) -> list[list[float]]:
-    """Returns every [step, λ]: the automatic estimates made, or [0, λ] of a λ that was given."""
-    split = dl.get_state(state.opt_state)
-    if isinstance(split.auto, tuple) and not split.auto:
-        return [[0, float(split.lam)]]
-    found = zip(split.auto.steps.tolist(), split.auto.lams.tolist(), strict=True)
-    return [[step, lam] for step, lam in found if step > 0]
-
-
-def _groups(state: TrainState) -> list[int]:
-    """Returns how many groups are selected, and how many there are; one that spans leaves once."""
-    seen = observe(dl.get_state(state.opt_state, merge=True))
-    own = [chosen for path, chosen in seen.chosen.items() if path not in seen.ties]
-    counts = [sum(int(chosen.sum()) for chosen in own), sum(chosen.size for chosen in own)]
-    if seen.ties:
-        numbers = np.concatenate([ties.ravel() for ties in seen.ties.values()])
-        chosen = np.concatenate([seen.chosen[path].ravel() for path in seen.ties])
-        counts[0] += np.unique(numbers[chosen]).size
-        counts[1] += np.unique(numbers).size
-    return counts
-
-
-def _layers(path: dl.SolutionPath) -> list[dict[str, Any]]:
-    """Returns what became of each structured leaf by the path's last record."""
-    density = {name: float(values[-1]) for name, values in path.layer_density().items()}
-    counts = {name: math.prod(units) for name, units in path.groups.items()}
-    return [
-        {
-            "name": name,
-            "shape": list(path.shapes[name]),
-            "groups": counts[name],
-            "selected_groups": round(density[name] * counts[name]),
-            "density": density[name],
-        }
-        for name in path.groups
-    ]

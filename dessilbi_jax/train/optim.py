@@ -1,9 +1,9 @@
 """From a configuration to an optax optimizer."""
 
+import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import dessilbi_jax as dl
@@ -15,7 +15,7 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of updates already made.
 
     Args:
-        config: its `learning_rate`, `schedule`, `drop_at` and `drop_factor` are used.
+        config: its `learning_rate`, `schedule`, `warmup`, `drop_at` and `drop_factor` are used.
         steps: updates in the whole run.
 
     Example:
@@ -24,6 +24,12 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
         >>> [round(float(rate(step)), 6) for step in (0, 49, 51, 76)]
         [0.05, 0.05, 0.005, 0.0005]
     """
+    rising = round(config.warmup * steps)
+    if rising:
+        rise = optax.linear_schedule(0.0, config.learning_rate, rising)
+        after = make_schedule(dataclasses.replace(config, warmup=0.0), steps - rising)
+        # The first update is not of rate 0, which would be lost.
+        return optax.join_schedules([lambda step: rise(step + 1), after], [rising])
     if config.schedule == "cosine":
         return optax.cosine_decay_schedule(config.learning_rate, steps)
     if config.schedule == "step":
@@ -55,9 +61,8 @@ def make_structure(config: TrainConfig, model: models.Network) -> dl.Structure |
 
 
 def trace_channels(model: models.Network) -> dl.ChannelGroups:
-    """Returns the channels of a network of `dessilbi_jax.models`; FLOPs are those of one image."""
-    image = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
-    return dl.channel_groups(model, image)
+    """Returns the channels of a network of `dessilbi_jax.models`; FLOPs are those of one row."""
+    return dl.channel_groups(model, models.example_input(model))
 
 
 def make_optimizer(
@@ -91,15 +96,17 @@ def make_optimizer(
         **({"density": config.density, "steps": steps, "at": config.at} if auto else {}),
     }
     if config.optimizer == "adam":
+        decay = optax.identity()
+        if config.weight_decay:
+            decay = optax.add_decayed_weights(config.weight_decay, mask=_matrices)
         return optax.chain(
+            *_clipping(config),
             optax.scale_by_adam(),
-            optax.add_decayed_weights(config.weight_decay, mask=_matrices)
-            if config.weight_decay
-            else optax.identity(),
+            decay,
             dl.add_split_lbi(rate, **coupling),
             optax.scale_by_learning_rate(rate),
         )
-    return dl.dessilbi(
+    tx = dl.dessilbi(
         rate,
         momentum=config.momentum or None,
         nesterov=config.nesterov,
@@ -107,6 +114,7 @@ def make_optimizer(
         variant=config.variant,
         **coupling,
     )
+    return optax.chain(*_clipping(config), tx) if config.clip else tx
 
 
 def make_retraining(config: TrainConfig, steps: int, masks: Any) -> optax.GradientTransformation:
@@ -119,6 +127,7 @@ def make_retraining(config: TrainConfig, steps: int, masks: Any) -> optax.Gradie
 
     Example:
         >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1)
+        >>> import jax.numpy as jnp
         >>> params = {"w": jnp.array([1.0, 2.0])}
         >>> tx = make_retraining(config, 10, {"w": jnp.array([True, False])})
         >>> updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
@@ -139,12 +148,16 @@ def make_retraining(config: TrainConfig, steps: int, masks: Any) -> optax.Gradie
         if config.momentum:
             momentum = optax.trace(config.momentum, nesterov=config.nesterov)
         links = [momentum, scaled, decay] if outside else [decay, momentum, scaled]
-    return optax.chain(*links, dl.keep_support(masks))
+    return optax.chain(*_clipping(config), *links, dl.keep_support(masks))
+
+
+def _clipping(config: TrainConfig) -> list[optax.GradientTransformation]:
+    return [optax.clip_by_global_norm(config.clip)] if config.clip else []
 
 
 def _rate(config: TrainConfig, steps: int) -> float | optax.Schedule:
     """A constant rate as the number it is: λ's estimate then needs no sum over a schedule."""
-    if config.schedule == "constant":
+    if config.schedule == "constant" and not config.warmup:
         return config.learning_rate
     return make_schedule(config, steps)
 

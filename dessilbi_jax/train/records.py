@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import dessilbi_jax as dl
+from dessilbi_jax._observe import to_host
 from dessilbi_jax.structure import leaf_paths
-from dessilbi_jax.train import folder
+from dessilbi_jax.train import folder, processes
 
 SAMPLED = 48  # groups of a leaf whose norms are followed
 FILES = (folder.METRICS, folder.PATH, folder.NORMS)
@@ -36,6 +37,8 @@ def record_steps(steps_per_epoch: int, epochs: int, records_per_epoch: int) -> f
 
 class Records:
     """The records of one run, in memory and in its folder.
+
+    Of several processes each has them in memory, and the first writes them.
 
     Attributes:
         path: the solution path.
@@ -71,8 +74,9 @@ class Records:
             self._w.setdefault(name, []).append(w)
             self._gamma.setdefault(name, []).append(gamma)
         text = (json.dumps(line, allow_nan=False) + "\n").encode()
-        with (self.run / folder.METRICS).open("ab") as stream:
-            stream.write(text)
+        if processes.is_first():
+            with (self.run / folder.METRICS).open("ab") as stream:
+                stream.write(text)
         self._text += text
         self.lines.append(line)
         return line
@@ -86,7 +90,7 @@ class Records:
                 self._index[name] = np.sort(chosen)
         w = dict(leaf_paths(params))
         gamma = dict(leaf_paths(dl.gamma(opt_state, params)))
-        return jax.device_get(
+        return to_host(
             [
                 (
                     name,
@@ -99,6 +103,8 @@ class Records:
 
     def save(self) -> None:
         """Writes path.npz and norms.npz, each at once or not at all."""
+        if not processes.is_first():
+            return
         self.path.save(self.run / folder.PATH)
         arrays: dict[str, np.ndarray] = {"steps": self.path.steps}
         for i, (name, index) in enumerate(self._index.items()):
@@ -112,6 +118,8 @@ class Records:
 
     def content(self) -> dict[str, bytes]:
         """Returns the three files as they are after `save`, by name: what a checkpoint keeps."""
+        if not processes.is_first():
+            return {}
         return {
             folder.METRICS: self._text,
             folder.PATH: (self.run / folder.PATH).read_bytes(),
@@ -123,12 +131,9 @@ class Records:
 
         With no content the records are empty, and the files are removed.
         """
-        (self.run / (folder.PATH + ".previous")).unlink(missing_ok=True)
-        for name in FILES:
-            if name in content:
-                folder.write_atomically(self.run / name, content[name])
-            else:
-                (self.run / name).unlink(missing_ok=True)
+        if processes.is_first():
+            self._put_back(content)
+        processes.meet("records put back")
         if not content:
             return
         self._text = content[folder.METRICS]
@@ -140,6 +145,15 @@ class Records:
                 self._index[name] = arrays[f"leaf_{i}_index"]
                 self._w[name] = list(arrays[f"leaf_{i}_w"])
                 self._gamma[name] = list(arrays[f"leaf_{i}_gamma"])
+
+    def _put_back(self, content: dict[str, bytes]) -> None:
+        """Writes the files as `content` has them, or removes them."""
+        (self.run / (folder.PATH + ".previous")).unlink(missing_ok=True)
+        for name in FILES:
+            if name in content:
+                folder.write_atomically(self.run / name, content[name])
+            else:
+                (self.run / name).unlink(missing_ok=True)
 
     def damage(self) -> str | None:
         """Returns what is wrong with the path.npz that a stopped run left, None if nothing is."""

@@ -1,9 +1,10 @@
 """Training the network of a ticket from rewound parameters."""
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,13 @@ from dessilbi_jax import data, models
 from dessilbi_jax.structure import leaf_paths
 from dessilbi_jax.train import folder
 from dessilbi_jax.train.config import TrainConfig
-from dessilbi_jax.train.facts import DataFacts
+from dessilbi_jax.train.facts import DataFacts, Where
+from dessilbi_jax.train.feeds import Rows, make_feed
+from dessilbi_jax.train.mesh import make_mesh
 from dessilbi_jax.train.optim import make_retraining, trace_channels
 from dessilbi_jax.train.progress import Progress
-from dessilbi_jax.train.step import (
-    Batch,
-    TrainState,
-    device_batches,
-    first_state,
-    make_evaluate,
-    make_step,
-)
+from dessilbi_jax.train.setup import placed_state
+from dessilbi_jax.train.step import Batch, TrainState, make_evaluate, make_step
 from dessilbi_jax.train.trained import (
     RETRAINED,
     Trained,
@@ -34,6 +31,7 @@ from dessilbi_jax.train.trained import (
     digest,
     find_run,
     load_run,
+    on_one_device,
     with_head,
 )
 from dessilbi_jax.train.weights import NAME, step_of, write_weights
@@ -107,20 +105,21 @@ def retrain(
     head: list[str] = []
     same = config.dataset == ended.config.dataset
     if same:
-        images, facts = ended.facts.load(data_dir), ended.facts
+        source, facts = ended.facts.load(data_dir), ended.facts
         trained, own = begun._replace(config=config), ticket
     else:
-        images = data.load(config.dataset, data_dir=data_dir or ended.facts.data_dir)
-        facts = DataFacts.of(images, config, data_dir or ended.facts.data_dir)
+        where = Where(data_dir or ended.facts.data_dir)
+        source = data.load(config.dataset, data_dir=where.data_dir, image_size=config.image_size)
+        facts = DataFacts.of(source, config, where)
         trained, head = _transferred(begun, config, facts)
         own = with_head(ticket, trained.params, head)
     masks = closed_masks(own, trained.channels(), trained.params)
-    training, held_images, held_labels = facts.split(images)
-    held = device_batches(held_images, held_labels)
+    training, held_part = facts.split(source)
+    held = on_one_device(held_part, source, config)
     evaluate = make_evaluate(trained.network())
     state, history = _train(trained, masks, training, held, evaluate, progress)
 
-    test = device_batches(images.test_images, images.test_labels)
+    test = on_one_device(source.test_part(), source, config)
     measured = {}
     for split, batches in (("held_out", held), ("test", test)):
         after = evaluate(state.params, state.stats, batches)[0]
@@ -209,40 +208,47 @@ def _params(model: models.Network) -> Any:
 def _train(
     trained: Trained,
     masks: Any,
-    training: data.Dataset,
-    held: list[Batch],
-    evaluate: Callable[[Any, Any, list[Batch]], tuple[float, float]],
+    training: data.Source,
+    held: Rows,
+    evaluate: Callable[[Any, Any, Iterable[Batch]], tuple[float, float]],
     progress: Progress,
 ) -> tuple[TrainState, list[dict[str, Any]]]:
     """Trains under masks; returns the last state and a line an epoch."""
-    config, per_epoch = trained.config, trained.facts.steps_per_epoch
-    steps = config.epochs * per_epoch
-    tx = make_retraining(config, steps, masks)
-    step = make_step(trained.network(), tx, seed=config.seed, augment=config.augment)
-    params, stats = jax.tree.map(jnp.array, (dl.project(trained.params, masks), trained.stats))
-    state = first_state(params, stats, tx)
-    images, labels = jnp.asarray(training.train_images), jnp.asarray(training.train_labels)
+    config, per_epoch, mesh = trained.config, trained.facts.steps_per_epoch, make_mesh("one")
+    tx = make_retraining(config, config.epochs * per_epoch, masks)
+    state = placed_state(dl.project(trained.params, masks), trained.stats, tx, mesh)
     history = []
     progress.begin(0)
-    for epoch in range(config.epochs):
-        order = jnp.asarray(data.epoch_order(config.seed, epoch, len(labels), config.batch_size))
-        for _ in range(per_epoch):
-            state = step(state, images, labels, order)
-        accuracy, held_loss = evaluate(state.params, state.stats, held)
-        bad, total = jax.device_get((state.bad_step, state.loss_sum))
-        if bad >= 0 or not math.isfinite(held_loss):
-            at = int(bad) if bad >= 0 else (epoch + 1) * per_epoch
-            raise FloatingPointError(
-                f"the loss is not finite at step {at} of the retraining; nothing was written. Try "
-                f"a smaller --learning-rate than {config.learning_rate:g}"
+    with contextlib.closing(make_feed(training, config, mesh)) as feed:
+        step = make_step(
+            trained.network(),
+            tx,
+            feed.pick,
+            seed=config.seed,
+            augment=config.augment and training.resident,
+            skip=config.nonfinite == "skip",
+        )
+        for epoch in range(config.epochs):
+            for i in range(per_epoch):
+                state = step(state, feed.at(epoch * per_epoch + i))
+            accuracy, held_loss = evaluate(state.params, state.stats, held)
+            bad, total, count = jax.device_get((state.bad_step, state.loss_sum, state.loss_steps))
+            if bad >= 0 or not count or not math.isfinite(held_loss):
+                at = int(bad) if bad >= 0 else (epoch + 1) * per_epoch
+                raise FloatingPointError(
+                    f"the loss is not finite at step {at} of the retraining; nothing was written. "
+                    f"Try a smaller --learning-rate than {config.learning_rate:g}"
+                )
+            line = {
+                "step": (epoch + 1) * per_epoch,
+                "epoch": epoch + 1,
+                "loss": float(total) / int(count),
+                "accuracy": accuracy,
+            }
+            history.append(line)
+            progress.epoch(line, config.epochs)
+            state = state._replace(
+                loss_sum=jnp.zeros_like(state.loss_sum),
+                loss_steps=jnp.zeros_like(state.loss_steps),
             )
-        line = {
-            "step": (epoch + 1) * per_epoch,
-            "epoch": epoch + 1,
-            "loss": float(total) / per_epoch,
-            "accuracy": accuracy,
-        }
-        history.append(line)
-        progress.epoch(line, config.epochs)
-        state = state._replace(loss_sum=jnp.float32(0), loss_steps=jnp.int32(0))
     return state, history

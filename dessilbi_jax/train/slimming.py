@@ -11,24 +11,27 @@ import optax
 
 import dessilbi_jax as dl
 from dessilbi_jax.train import folder
+from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.facts import DataFacts
+from dessilbi_jax.train.feeds import Rows
 from dessilbi_jax.train.latency import measure
 from dessilbi_jax.train.retraining import target_of, ticket_facts
 from dessilbi_jax.train.step import (
     Network,
-    device_batches,
     make_evaluate,
     split_network,
 )
 from dessilbi_jax.train.trained import (
     RETRAINED,
-    batches_of,
+    RunFacts,
     closed_masks,
     find_run,
     fitted,
     is_retrained,
     load_run,
     load_trained,
+    on_one_device,
+    rows_of,
 )
 
 KIND = "slim"
@@ -53,15 +56,15 @@ class Variant(NamedTuple):
         """Size of all arrays."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves((self.params, self.stats)))
 
-    def caller(self, images: jax.Array) -> Callable[[], jax.Array]:
-        """The compiled forward pass on these images of bytes."""
+    def caller(self, inputs: jax.Array) -> Callable[[], jax.Array]:
+        """The compiled forward pass on these inputs, images of bytes or tokens."""
 
         @jax.jit
         def forward(params: Any, stats: Any, x: jax.Array) -> jax.Array:
             return self.network.evaluate(params, stats, self.network.normalise(x))
 
         params, stats = jax.device_put((self.params, self.stats))
-        return lambda: forward(params, stats, images)
+        return lambda: forward(params, stats, inputs)
 
 
 def make_slim(
@@ -115,14 +118,15 @@ def make_slim(
     trained = load_trained(Path(params_from) if params_from is not None else folder_of_run)
     own = fitted(ticket, trained)
     masks = closed_masks(own, trained.channels(), trained.params)
-    dataset = trained.facts.load(data_dir)
-    held_images = trained.facts.split(dataset)[1]
+    source = trained.facts.load(data_dir)
+    held = on_one_device(trained.facts.split(source)[1], source, trained.config)
+    first = next(iter(held))[0]
 
     # The masked network, and the one cut out of it.
     masked_params = dl.project(jax.tree.map(jnp.asarray, trained.params), masks)
     masked = trained._replace(params=masked_params)
     network = trained.network()
-    examples = network.normalise(jnp.asarray(held_images[:_EXAMPLES]))
+    examples = network.normalise(first[:_EXAMPLES])
     small = dl.slim(masked.model(), own, examples, round_to=round_to)
     if not small.plan.keep:
         raise ValueError(_nothing_to_cut(own, trained.config.structure))
@@ -137,18 +141,17 @@ def make_slim(
     }
 
     # Equal outputs on all held-out images; time; the test images, once.
-    difference = _difference(variants["masked"], variants["slim"], held_images)
-    images = dataset.train_images
+    difference = _difference(variants["masked"], variants["slim"], held)
     latency = {
         str(batch): measure(
             {
-                name: variant.caller(jnp.asarray(np.resize(images, (batch, *images.shape[1:]))))
+                name: variant.caller(jnp.resize(first, (batch, *first.shape[1:])))
                 for name, variant in variants.items()
             }
         )
         for batch in batches
     }
-    test = device_batches(dataset.test_images, dataset.test_labels)
+    test = on_one_device(source.test_part(), source, trained.config)
     big, little = make_evaluate(network), make_evaluate(small_network)
     evaluators = {"dense": big, "masked": big, "slim": little}
     per_image = [n // len(examples) for n in small.flops]
@@ -163,7 +166,7 @@ def make_slim(
         "ticket": ticket_facts(ticket, file),
         "round_to": round_to,
         "difference": difference,
-        "compared": len(held_images),
+        "compared": len(held),
         "channels": _channels(small),
         "networks": {
             name: {
@@ -184,7 +187,7 @@ def make_slim(
         dl.save_slim(
             small,
             part,
-            jnp.asarray(held_images[:_EXAMPLES]),
+            first[:_EXAMPLES],
             fn=lambda model, x: model(network.normalise(x)),
             card={"kind": KIND, **{name: result[name] for name in told}},
         )
@@ -224,25 +227,29 @@ def evaluate(
             raise ValueError(f"{place} holds a slim network, its ticket is cut out: no --ticket")
         card = folder.read_json(place / CARD)
         facts = DataFacts.from_json(card.get("data"), str(place / CARD))
-        batches = batches_of(facts, split, data_dir)
+        config = TrainConfig.from_json(card["config"])
+        batches = rows_of(RunFacts("", config, facts), split, data_dir)
         accuracy, loss = _exported(place / FORWARD, batches)
         network = "slim, by its exported forward pass"
     else:
         trained = load_trained(place)
-        batches = batches_of(trained.facts, split, data_dir)
+        batches = rows_of(trained, split, data_dir)
         params, network = trained.params, "retrained" if is_retrained(place) else "dense"
         if ticket is not None:
             own = fitted(dl.Ticket.load(ticket), trained)
             params = dl.project(params, closed_masks(own, trained.channels(), params))
             network += f", masked by {ticket}"
         accuracy, loss = make_evaluate(trained.network())(params, trained.stats, batches)
-    rows = sum(int((labels >= 0).sum()) for _, labels in batches)
     return {
-        "network": network, "split": split, "images": rows, "accuracy": accuracy, "loss": loss
-    }  # fmt: skip
+        "network": network,
+        "split": split,
+        "images": len(batches),
+        "accuracy": accuracy,
+        "loss": loss,
+    }
 
 
-def _exported(file: Path, batches: list[tuple[jax.Array, jax.Array]]) -> tuple[float, float]:
+def _exported(file: Path, batches: Rows) -> tuple[float, float]:
     """Returns accuracy and mean loss of an exported forward pass.
 
     Raises:
@@ -264,14 +271,18 @@ def _exported(file: Path, batches: list[tuple[jax.Array, jax.Array]]) -> tuple[f
     return right / rows, loss / rows
 
 
-def _difference(masked: Variant, slim: Variant, images: np.ndarray) -> float:
+def _difference(masked: Variant, slim: Variant, held: Rows) -> float:
     """Returns the largest difference of an output, over the largest output.
 
     Raises:
         ValueError: it is more than rounding explains.
     """
-    expected, got = (np.asarray(v.caller(jnp.asarray(images))()) for v in (masked, slim))
-    found = float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-30))
+    apart = largest = 0.0
+    for inputs, _ in held:
+        expected, got = (np.asarray(v.caller(inputs)()) for v in (masked, slim))
+        apart = max(apart, float(np.abs(expected - got).max()))
+        largest = max(largest, float(np.abs(expected).max()))
+    found = apart / max(largest, 1e-30)
     if not found <= 1e-5:
         raise ValueError(
             f"the slim network's outputs differ from the masked one's by {found:.1e} of the "

@@ -6,7 +6,6 @@ statistics as nested dicts whose leaf paths read like `fc1/kernel`.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +31,7 @@ class TrainState(NamedTuple):
         loss_sum: float32, training losses summed since the last record.
         loss_steps: int32, the number of them.
         bad_step: int32, the first step whose loss was not finite, -1 if none was.
+        skipped: int32, steps left out because of a loss or gradient that was not finite.
     """
 
     step: jax.Array
@@ -41,6 +41,7 @@ class TrainState(NamedTuple):
     loss_sum: jax.Array
     loss_steps: jax.Array
     bad_step: jax.Array
+    skipped: jax.Array
 
 
 class Network(NamedTuple):
@@ -49,7 +50,7 @@ class Network(NamedTuple):
     Attributes:
         training: graph definition in training mode.
         evaluating: graph definition in evaluation mode.
-        mean: float32 [C], subtracted from pixels in [0, 1].
+        mean: float32 [C], subtracted from pixels in [0, 1]; empty for tokens.
         std: float32 [C], divided by.
     """
 
@@ -59,7 +60,12 @@ class Network(NamedTuple):
     std: np.ndarray
 
     def normalise(self, images: jax.Array) -> jax.Array:
-        """Returns float32 images of about zero mean and unit variance from uint8 [N, H, W, C]."""
+        """Returns float32 images of about zero mean and unit variance from uint8 [N, H, W, C].
+
+        Tokens are returned as they are.
+        """
+        if not self.mean.size:
+            return images
         pixels = images.astype(jnp.float32) / 255.0
         return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
@@ -75,13 +81,13 @@ class Network(NamedTuple):
 
 
 def split_network(
-    model: nnx.Module, mean: Iterable[float], std: Iterable[float]
+    model: Any, mean: Iterable[float], std: Iterable[float]
 ) -> tuple[Network, Tree, Tree]:
     """Returns the static parts of an NNX model, its parameters and its batch statistics.
 
     Args:
-        model: holds nothing but `nnx.Param` and `nnx.BatchStat` variables.
-        mean: per channel, of pixels in [0, 1].
+        model: an `nnx.Module` that holds nothing but `nnx.Param` and `nnx.BatchStat` variables.
+        mean: per channel, of pixels in [0, 1]; empty for tokens.
         std: per channel, of pixels in [0, 1].
     """
     model.train()
@@ -96,7 +102,7 @@ def split_network(
 
 
 def first_state(params: Tree, stats: Tree, tx: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first step."""
+    """Returns the state before the first step; the optimizer's lies where the parameters lie."""
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -105,84 +111,96 @@ def first_state(params: Tree, stats: Tree, tx: optax.GradientTransformation) -> 
         loss_sum=jnp.float32(0),
         loss_steps=jnp.int32(0),
         bad_step=jnp.int32(-1),
+        skipped=jnp.int32(0),
     )
 
 
 def make_step(
-    network: Network, tx: optax.GradientTransformation, *, seed: int, augment: bool
-) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array], TrainState]:
-    """Returns `step(state, images, labels, order) -> state`, jitted; the old state is donated.
+    network: Network,
+    tx: optax.GradientTransformation,
+    pick: Callable[[Any, jax.Array], Batch],
+    *,
+    seed: int,
+    augment: bool,
+    skip: bool = False,
+) -> Callable[[TrainState, Any], TrainState]:
+    """Returns `step(state, given) -> state`, jitted; the old state is donated.
 
-    `images` uint8 [N, H, W, C] and `labels` int32 [N] are the whole training set, on the device;
-    `order` int32 [steps, batch] has the rows of each batch of this epoch. One jitted call a
-    step: XLA runs convolutions several times slower inside a scan on the CPU. Augmentation
-    depends on (seed, step) alone, so that a resumed run sees the same images.
+    One jitted call a step: XLA runs convolutions several times slower inside a scan on the CPU.
+    Augmentation depends on (seed, step) alone, so that a resumed run sees the same images. The
+    new state lies on the devices as the old one does, which the compiler alone would not promise.
+
+    Args:
+        network: its static parts.
+        tx: the optimizer.
+        pick: of what the step is given and the number of updates made, inputs and labels; -1
+            marks labels that do not count.
+        seed: of the augmentation.
+        augment: whether images are moved and mirrored.
+        skip: leave out a step whose loss or gradient is not finite: only `skipped` counts it.
     """
 
     def loss_fn(params: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Tree]:
         logits, stats = network.train(params, stats, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), stats
 
-    @partial(jax.jit, donate_argnums=0)
-    def step(
-        state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array
-    ) -> TrainState:
-        rows = order[state.step % order.shape[0]]
-        x, y = network.normalise(images[rows]), labels[rows]
+    def step(state: TrainState, given: Any) -> TrainState:
+        x, y = pick(given, state.step)
+        x = network.normalise(x)
         if augment:
             x = data.augment(jax.random.fold_in(jax.random.key(seed), state.step), x)
         (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.stats, x, y
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
-        return TrainState(
+        finite = jnp.isfinite(loss)
+        if skip:
+            finite &= jnp.isfinite(optax.tree.norm(grads))
+        new = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             stats=stats,
             opt_state=opt_state,
             loss_sum=state.loss_sum + loss,
             loss_steps=state.loss_steps + 1,
-            bad_step=jnp.where(bad, state.step + 1, state.bad_step),
+            bad_step=jnp.where((state.bad_step < 0) & ~finite, state.step + 1, state.bad_step),
+            skipped=state.skipped,
         )
+        if not skip:
+            return new
+        left_out = state._replace(step=state.step + 1, skipped=state.skipped + 1)
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, left_out)
 
-    return step
+    compiled: list[Callable[[TrainState, Any], TrainState]] = []
 
+    def first_call_knows_where(state: TrainState, given: Any) -> TrainState:
+        if not compiled:
+            where = jax.tree.map(lambda x: x.sharding, state)
+            compiled.append(jax.jit(step, donate_argnums=0, out_shardings=where))
+        return compiled[0](state, given)
 
-def device_batches(images: np.ndarray, labels: np.ndarray, size: int = 500) -> list[Batch]:
-    """Returns the data as device batches of `size` rows, the last one padded with label -1.
-
-    Example:
-        >>> batches = device_batches(np.zeros((7, 8, 8, 1), np.uint8), np.zeros(7, np.int32), 5)
-        >>> [y.tolist() for _, y in batches]
-        [[0, 0, 0, 0, 0], [0, 0, -1, -1, -1]]
-    """
-    pad = -len(labels) % size
-    images = np.concatenate([images, np.zeros((pad, *images.shape[1:]), images.dtype)])
-    labels = np.concatenate([labels, np.full(pad, -1, labels.dtype)])
-    return [
-        (jnp.asarray(images[i : i + size]), jnp.asarray(labels[i : i + size]))
-        for i in range(0, len(labels), size)
-    ]
+    return first_call_knows_where
 
 
-def make_evaluate(network: Network) -> Callable[[Tree, Tree, list[Batch]], tuple[float, float]]:
+def make_evaluate(
+    network: Network,
+) -> Callable[[Tree, Tree, Iterable[Batch]], tuple[float, float]]:
     """Returns `evaluate(params, stats, batches) -> (accuracy, mean loss)`, exact on all rows.
 
-    Rows of label -1 are padding and count nothing.
+    Labels of -1 are padding and count nothing. Of tokens each is a row.
     """
 
     @jax.jit
     def count(
-        params: Tree, stats: Tree, images: jax.Array, labels: jax.Array
+        params: Tree, stats: Tree, inputs: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits = network.evaluate(params, stats, network.normalise(images))
+        logits = network.evaluate(params, stats, network.normalise(inputs))
         real = labels >= 0
         right = (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels) & real
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
         return right.sum(), jnp.where(real, losses, 0.0).sum(), real.sum()
 
-    def evaluate(params: Tree, stats: Tree, batches: list[Batch]) -> tuple[float, float]:
+    def evaluate(params: Tree, stats: Tree, batches: Iterable[Batch]) -> tuple[float, float]:
         counts = jax.device_get([count(params, stats, x, y) for x, y in batches])
         right, loss, rows = (sum(float(c[i]) for c in counts) for i in range(3))
         return right / rows, loss / rows

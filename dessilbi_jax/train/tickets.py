@@ -10,11 +10,11 @@ import dessilbi_jax as dl
 from dessilbi_jax.train import folder
 from dessilbi_jax.train.step import make_evaluate
 from dessilbi_jax.train.trained import (
-    batches_of,
     closed_masks,
     counting,
     digest,
     load_run,
+    rows_of,
 )
 
 # Structures whose groups are channels or hidden units, so that less of them is less work.
@@ -46,7 +46,7 @@ def take_ticket(
         size: one of `at`, `groups`, `weights`, `density`, `params`, `flops`, as for
             `SolutionPath.ticket`; by default the density that the run aimed at, or the last
             record of a run whose λ was given. For the structures channels, filters and neurons
-            `params` and `flops` are what is left after the cut, for one image; for others
+            `params` and `flops` are what is left after the cut, for one row; for others
             `params` counts kept weights.
         per_layer: the same share in every layer.
         minimum: groups kept in each layer at least.
@@ -111,7 +111,7 @@ def take_ticket(
     accuracy: dict[str, Any] = {}
     evaluate = make_evaluate(trained.network())
     for split in ("held-out", *(["test"] if test else [])):
-        batches = batches_of(trained.facts, split, data_dir)
+        batches = rows_of(trained, split, data_dir)
         dense, projected = (evaluate(p, trained.stats, batches)[0] for p in (params, masked))
         accuracy[split] = {"dense": dense, "projected": projected}
     saved = folder.read_json(run / folder.CONFIG)

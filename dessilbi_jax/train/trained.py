@@ -14,13 +14,15 @@ import numpy as np
 from flax import nnx
 
 import dessilbi_jax as dl
-from dessilbi_jax import models
+from dessilbi_jax import data, models
 from dessilbi_jax.structure import leaf_paths
 from dessilbi_jax.train import folder
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.facts import DataFacts
+from dessilbi_jax.train.feeds import Rows, evaluation_size
+from dessilbi_jax.train.mesh import make_mesh
 from dessilbi_jax.train.optim import trace_channels
-from dessilbi_jax.train.step import Network, device_batches, split_network
+from dessilbi_jax.train.step import Network, split_network
 from dessilbi_jax.train.weights import NAME, checkpoints, read_weights
 
 RETRAINED = "retrained"
@@ -34,7 +36,7 @@ class Trained(NamedTuple):
         folder: where it was read from.
         preset: name of its run.
         config: what it was trained with.
-        facts: the images it was trained on.
+        facts: the data it was trained on.
         params: nested dict of its parameters.
         stats: nested dict of its batch statistics.
         retrained: result.json of a retrained network, None for a run.
@@ -58,7 +60,7 @@ class Trained(NamedTuple):
         return _network(self.facts, self.config)
 
     def channels(self) -> dl.ChannelGroups:
-        """Its channels; FLOPs are those of one image."""
+        """Its channels; FLOPs are those of one row."""
         return trace_channels(self.model())
 
 
@@ -233,17 +235,20 @@ def counting(groups: dl.ChannelGroups, params: Any) -> dl.ChannelGroups:
     )
 
 
-def batches_of(
-    facts: DataFacts, split: str, data_dir: str | Path | None
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Returns the images of a split, "test" or "held-out", as device batches.
+def rows_of(trained: Trained | RunFacts, split: str, data_dir: str | Path | None) -> Rows:
+    """Returns the rows of a split, "test" or "held-out", as batches on one device.
 
     Raises:
         ValueError: another split.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    dataset = facts.load(data_dir)
-    if split == "test":
-        return device_batches(dataset.test_images, dataset.test_labels)
-    return device_batches(*facts.split(dataset)[1:])
+    source = trained.facts.load(data_dir)
+    part = source.test_part() if split == "test" else trained.facts.split(source)[1]
+    return on_one_device(part, source, trained.config)
+
+
+def on_one_device(part: data.Part, source: data.Source, config: TrainConfig) -> Rows:
+    """Returns a part as batches on one device, which keeps them if they are small."""
+    size = evaluation_size(source, config)
+    return Rows(part, size, make_mesh("one"), keep=source.resident)

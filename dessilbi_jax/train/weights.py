@@ -4,21 +4,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors.numpy
 
 import dessilbi_jax as dl
+from dessilbi_jax._observe import to_host
 from dessilbi_jax.structure import leaf_paths
-from dessilbi_jax.train import folder
+from dessilbi_jax.train import folder, processes
 
 NAME = "weights.safetensors"
 _ROOTS = ("params", "stats")
 
 
 def write_weights(file: Path, params: Any, stats: Any) -> None:
-    """Writes parameters and batch statistics into one file, at once or not at all."""
-    trees = dict(zip(_ROOTS, jax.device_get((params, stats)), strict=True))
+    """Writes parameters and batch statistics into one file, at once or not at all.
+
+    Of several processes all have to call it, and the first writes.
+    """
+    trees = dict(zip(_ROOTS, to_host((params, stats)), strict=True))
+    if not processes.is_first():
+        return
     arrays = {
         f"{root}/{path}": np.ascontiguousarray(leaf)
         for root, tree in trees.items()
@@ -50,7 +55,8 @@ def read_weights(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def save_weights(run: Path, step: int, params: Any, stats: Any) -> None:
     """Keeps a run's parameters and batch statistics of a step."""
-    (run / folder.WEIGHTS).mkdir(exist_ok=True)
+    if processes.is_first():
+        (run / folder.WEIGHTS).mkdir(exist_ok=True)
     write_weights(_file(run, step), params, stats)
 
 

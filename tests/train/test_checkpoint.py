@@ -44,8 +44,56 @@ def test_the_last_two_are_kept_and_the_newest_comes_back_bit_for_bit(saved):
     assert (snapshot.records, snapshot.seconds, notes) == (RECORDS, 15.0, [])
 
 
+NEVER_READ = {"_CHECKPOINT_METADATA", "commit_success.txt"}  # Orbax's own notes
+
+
+def test_the_best_is_kept_beside_the_last(tmp_path):
+    directory = tmp_path / "checkpoints"
+    with Checkpoints(directory, keep=1) as checkpoints:
+        for step, accuracy in ((10, 0.5), (20, 0.9), (30, None), (40, 0.7), (50, None)):
+            checkpoints.save(Snapshot(state_at(step), RECORDS, 1.0, b"position"), accuracy)
+    assert sorted(d.name for d in directory.iterdir()) == ["20", "50"]
+    for which, step in (("newest", 50), ("best", 20)):
+        params, _ = load_params(tmp_path, which)
+        np.testing.assert_array_equal(params["fc"]["kernel"][0, 1], step)
+    with pytest.raises(ValueError, match="which must be 'newest' or 'best', got 'last'"):
+        load_params(tmp_path, "last")
+    assert restore_latest(directory, state_at(0))[0].data == b"position"
+
+
+def test_what_is_saved_may_be_donated_at_once(tmp_path):
+    move = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = {"w": jnp.zeros(3_000_000)}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            state = move(state)
+            snapshot = Snapshot(state_at(step)._replace(params=state), RECORDS, 1.0)
+            checkpoints.save(snapshot)
+            for _ in range(5):
+                state = move(state)
+    like = state_at(0)._replace(params=state)
+    assert (np.asarray(restore_latest(tmp_path, like)[0].state.params["w"]) == 7).all()
+
+
+def test_a_checkpoint_that_cannot_be_written_says_what_is_left(saved, tmp_path, monkeypatch):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(saved, directory)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dessilbi_jax.train.folder.write_json", full)
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(Snapshot(state_at(40), RECORDS, 1.0))
+    with pytest.raises(OSError, match=r"of step 40 could not be written .*No space left") as caught:
+        checkpoints.save(Snapshot(state_at(50), RECORDS, 1.0))
+    assert f"last good checkpoint: {directory / '30'}." in str(caught.value)
+    assert restore_latest(directory, state_at(0))[0].seconds == 15.0
+
+
 def files_of(directory):
-    return sorted(f.relative_to(directory) for f in directory.rglob("*") if f.is_file())
+    files = (f for f in directory.rglob("*") if f.is_file() and f.name not in NEVER_READ)
+    return sorted(f.relative_to(directory) for f in files)
 
 
 def flip(content):

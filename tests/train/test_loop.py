@@ -12,11 +12,14 @@ from train_runs import TINY, Quiet
 
 import dessilbi_jax as dl
 from dessilbi_jax import data, models, train
+from dessilbi_jax.train.feeds import Rows
 from dessilbi_jax.train.interrupt import Interrupted, Signals
-from dessilbi_jax.train.step import device_batches, make_evaluate, split_network
+from dessilbi_jax.train.mesh import make_mesh
+from dessilbi_jax.train.step import make_evaluate, split_network
 
 FILES = ["checkpoints", "config.json", "metrics.jsonl", "norms.npz", "path.npz"]
-FILES += ["path.npz.previous", "report.html", "result.json", "weights"]
+FILES += ["path.npz.previous", "report.html", "result.json", "run.lock"]
+FILES += ["weights"]
 STEPS = [1, 3, 9, 10, 20, 30]
 
 
@@ -126,7 +129,7 @@ def test_the_result_is_that_of_the_last_checkpoint_on_the_test_images(whole):
     model = models.build("vgg-small", input_shape=(8, 8, 1), widths=(6,))
     network, _, _ = split_network(model, digits.mean, digits.std)
     params, stats = train.load_params(run)
-    evaluate, test = make_evaluate(network), device_batches(digits.test_images, digits.test_labels)
+    evaluate, test = make_evaluate(network), Rows(digits.test_part(), 500, make_mesh("one"))
     assert result["test_accuracy"] == evaluate(params, stats, test)[0]
     mask = dl.SolutionPath.load(run / "path.npz").support(30, params)
     sparse = dl.project(params, mask)
@@ -247,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_nowhere(tmp_path
     def explode(config, steps, structure):
         return dl.dessilbi(lambda step: jnp.where(step < 14, 0.1, 1e30), lam=1.0)
 
-    monkeypatch.setattr("dessilbi_jax.train.loop.make_optimizer", explode)
+    monkeypatch.setattr("dessilbi_jax.train.setup.make_optimizer", explode)
     run, config = tmp_path / "run", dataclasses.replace(TINY, network="lenet300", augment=False)
     with pytest.raises(FloatingPointError) as caught:
         train.fit(config, run, progress=Quiet())

@@ -9,15 +9,11 @@ import pytest
 import dessilbi_jax as dl
 from dessilbi_jax import data, models
 from dessilbi_jax.train.config import TrainConfig
+from dessilbi_jax.train.feeds import Rows
+from dessilbi_jax.train.mesh import make_mesh
 from dessilbi_jax.train.optim import make_optimizer, make_schedule
 from dessilbi_jax.train.records import group_norms, record_steps
-from dessilbi_jax.train.step import (
-    device_batches,
-    first_state,
-    make_evaluate,
-    make_step,
-    split_network,
-)
+from dessilbi_jax.train.step import first_state, make_evaluate, make_step, split_network
 
 DIGITS = data.load("digits")
 
@@ -26,6 +22,13 @@ DIGITS = data.load("digits")
 def build(name="lenet300", widths=(6,)):
     model = models.build(name, input_shape=(8, 8, 1), widths=widths)
     return split_network(model, DIGITS.mean, DIGITS.std)
+
+
+def rows_of(given, step):
+    """What the step sees of (images, labels, order)."""
+    images, labels, order = given
+    rows = order[step % order.shape[0]]
+    return images[rows], labels[rows]
 
 
 def copied(tree):
@@ -42,7 +45,7 @@ def test_leaf_paths_read_like_the_layers_and_stats_are_apart():
 def test_a_step_is_the_optimizers_update_on_the_batch_of_that_step():
     network, params, stats = build()
     tx = dl.dessilbi(0.1, nu=10.0, lam=0.01, momentum=0.9)
-    step = make_step(network, tx, seed=0, augment=False)
+    step = make_step(network, tx, rows_of, seed=0, augment=False)
     images, labels = jnp.asarray(DIGITS.train_images), jnp.asarray(DIGITS.train_labels)
     order = data.epoch_order(0, 0, len(labels), 32)
     state = first_state(copied(params), copied(stats), tx)
@@ -62,7 +65,7 @@ def test_a_step_is_the_optimizers_update_on_the_batch_of_that_step():
         updates, opt_state = update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(loss))
-        state = step(state, images, labels, jnp.asarray(order))
+        state = step(state, (images, labels, jnp.asarray(order)))
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, params)
     assert int(state.step) == int(state.loss_steps) == 3
@@ -87,10 +90,10 @@ def test_augmentation_depends_on_seed_and_step_alone():
     order = jnp.tile(jnp.arange(32), (4, 1))  # the same batch again and again
 
     def losses(seed, augment, *steps):
-        step, found = make_step(network, tx, seed=seed, augment=augment), []
+        step, found = make_step(network, tx, rows_of, seed=seed, augment=augment), []
         for at in steps:
             state = first_state(copied(params), copied(stats), tx)._replace(step=jnp.int32(at))
-            found.append(float(step(state, images, labels, order).loss_sum))
+            found.append(float(step(state, (images, labels, order)).loss_sum))
         return found
 
     first, second, again = losses(0, True, 1, 2, 1)
@@ -107,7 +110,8 @@ def test_evaluation_counts_every_row_once():
     right = np.argmax(logits, -1) == DIGITS.test_labels
     losses = -np.asarray(jax.nn.log_softmax(logits))[np.arange(360), DIGITS.test_labels]
     for rows in (1, 49, 50, 51, 360):
-        batches = device_batches(DIGITS.test_images[:rows], DIGITS.test_labels[:rows], 50)
+        part = data.ArrayPart(DIGITS.test_images[:rows], DIGITS.test_labels[:rows])
+        batches = Rows(part, 50, make_mesh("one"))
         accuracy, loss = evaluate(params, stats, batches)
         assert accuracy == np.mean(right[:rows])
         assert loss == pytest.approx(np.mean(losses[:rows]), rel=1e-5)
@@ -116,15 +120,44 @@ def test_evaluation_counts_every_row_once():
 def test_the_first_step_with_a_loss_not_finite_is_kept():
     network, params, stats = build()
     tx = optax.sgd(float("inf"))
-    step = make_step(network, tx, seed=0, augment=False)
+    step = make_step(network, tx, rows_of, seed=0, augment=False)
     state = first_state(copied(params), copied(stats), tx)
     images, labels = jnp.asarray(DIGITS.train_images), jnp.asarray(DIGITS.train_labels)
     order = jnp.asarray(data.epoch_order(0, 0, len(labels), 32))
     seen = []
     for _ in range(3):
-        state = step(state, images, labels, order)
+        state = step(state, (images, labels, order))
         seen.append(int(state.bad_step))
     assert seen == [-1, 2, 2]
+
+
+def test_a_step_that_is_not_finite_can_be_left_out():
+    network, params, stats = build("vgg-small")
+    tx = dl.dessilbi(0.1, nu=10.0, lam=0.01, momentum=0.9)
+    given = jnp.asarray(DIGITS.train_images), jnp.asarray(DIGITS.train_labels)
+
+    def broken_at_1(given, step):
+        images, labels = given
+        x = images[:32].astype(jnp.float32)
+        return jnp.where(step == 1, jnp.inf, x), labels[:32]
+
+    step = make_step(network, tx, broken_at_1, seed=0, augment=False, skip=True)
+    states = [first_state(copied(params), copied(stats), tx)]
+    for _ in range(3):
+        states.append(step(copied(states[-1]), given))
+    assert [int(state.skipped) for state in states] == [0, 0, 1, 1]
+    assert [int(state.loss_steps) for state in states] == [0, 1, 1, 2]
+    assert [int(state.step) for state in states] == [0, 1, 2, 3]
+    assert {int(state.bad_step) for state in states} == {-1}
+
+    def arrays(state):
+        return [
+            np.asarray(x).tobytes()
+            for x in jax.tree.leaves((state.params, state.stats, state.opt_state))
+        ]
+
+    assert arrays(states[1]) == arrays(states[2]) != arrays(states[3])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[3].params))
 
 
 def test_schedules():
@@ -133,6 +166,10 @@ def test_schedules():
     assert float(constant(0)) == float(constant(99)) == pytest.approx(0.2)
     cosine = make_schedule(TrainConfig(**{**config.to_json(), "schedule": "cosine"}), 100)
     assert [float(cosine(s)) for s in (0, 50, 100)] == pytest.approx([0.2, 0.1, 0.0])
+    warm = {**config.to_json(), "schedule": "cosine", "warmup": 0.2}
+    rising = make_schedule(TrainConfig(**warm), 100)
+    found = [float(rising(s)) for s in (0, 9, 19, 20, 60, 100)]
+    assert found == pytest.approx([0.01, 0.1, 0.2, 0.2, 0.1, 0.0])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -288,7 +288,7 @@ def test_a_run_of_an_earlier_version_is_named(channel_run, tmp_path):
     saved = json.loads((run / "config.json").read_text())
     del saved["data"]
     (run / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=r"config\.json does not say what images"):
+    with pytest.raises(ValueError, match=r"config\.json does not say what data"):
         train.take_ticket(run)
     with pytest.raises(FileNotFoundError, match="holds no run"):
         load_run(tmp_path)
