@@ -13,10 +13,15 @@ from dessilbi_jax.train.presets import get_preset, with_options
 
 def train(args: argparse.Namespace, words: list[str]) -> None:
     """Trains, and prints a summary."""
-    config = with_options(get_preset(args.preset).config, given_options(args))
+    preset = get_preset(args.preset)
+    config = with_options(preset.config, given_options(args))
     out = Path(args.out or f"runs/{args.preset}")
     command = shlex.join(["dessilbi", *words])
+    if config.dataset == "text" and args.text is None:
+        raise ValueError(f"{args.preset} trains on a text: give the file with --text FILE")
+    _join(args)
 
+    from dessilbi_jax.train import processes
     from dessilbi_jax.train.folder import RESULT
     from dessilbi_jax.train.loop import fit
     from dessilbi_jax.train.progress import Progress
@@ -31,13 +36,31 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         preset=args.preset,
         command=command,
         data_dir=args.data_dir,
+        text=args.text,
+        tokenizer=args.tokenizer,
+        mesh=args.mesh or preset.mesh,
+        checkpoint_steps=args.checkpoint_steps,
+        keep=args.keep,
         resume=args.resume,
         overwrite=args.overwrite,
         progress=Progress(lines=True if args.verbose else None),
     )
+    if not processes.is_first():
+        return
     print(f"The run in {out} {state}.")
     print(summary(result))
     print(f"  report     {out / 'report.html'}")
+
+
+def _join(args: argparse.Namespace) -> None:
+    """Joins the other processes of the run, if there are any."""
+    given = (args.coordinator, args.processes, args.process)
+    if args.distributed:
+        from dessilbi_jax.train import processes
+
+        processes.start(*given)
+    elif any(value is not None for value in given):
+        raise ValueError("--coordinator, --processes and --process belong to --distributed")
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -76,8 +99,15 @@ def describe(args: argparse.Namespace) -> None:
     from dessilbi_jax.train.optim import make_structure
     from dessilbi_jax.train.step import split_network
 
+    shape = preset.input_shape
+    if len(shape) == 1 and config.context is not None:
+        shape = (config.context,)
     model = models.build(
-        config.network, input_shape=preset.input_shape, seed=config.seed, widths=config.widths
+        config.network,
+        input_shape=shape,
+        classes=preset.classes,
+        seed=config.seed,
+        widths=config.widths,
     )
     structure = make_structure(config, model)
     _, params, _ = split_network(model, [0.0], [1.0])
@@ -88,7 +118,7 @@ def describe(args: argparse.Namespace) -> None:
     lam = None if config.lam == "auto" else config.lam
     print(dl.describe(params, structure, lam))
     if isinstance(structure, dl.Channels):
-        print(f"\nwhat can be cut out, for one image:\n{structure.groups}")
+        print(f"\nwhat can be cut out, for one row of the batch:\n{structure.groups}")
 
 
 def info() -> None:

@@ -4,7 +4,14 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
-from dessilbi_jax.train.config import OPTIMIZERS, SCHEDULES, STRUCTURES, VARIANTS
+from dessilbi_jax.train.config import (
+    DTYPES,
+    NONFINITE,
+    OPTIMIZERS,
+    SCHEDULES,
+    STRUCTURES,
+    VARIANTS,
+)
 from dessilbi_jax.train.presets import PRESETS
 
 COMMANDS = (
@@ -14,10 +21,14 @@ COMMANDS = (
 # Options that are fields of TrainConfig: how they are read, and what they are.
 _OPTIONS: dict[str, tuple[Any, str]] = {
     "--density": (float, "selected share of the structured weights that λ is set for"),
-    "--epochs": (int, "passes over the training images"),
-    "--batch-size": (int, "images a step"),
+    "--epochs": (int, "passes over the training data"),
+    "--batch-size": (int, "images or windows of text a step, on all devices together"),
+    "--image-size": (int, "side of streamed images, in pixels"),
+    "--context": (int, "tokens of a window of text"),
     "--learning-rate": (float, "step of the weights at the start"),
     "--schedule": (str, f"of the learning rate: {', '.join(SCHEDULES)}"),
+    "--warmup": (float, "share of the run in which the learning rate rises"),
+    "--clip": (float, "largest norm of the gradient"),
     "--optimizer": (str, f"one of {', '.join(OPTIMIZERS)}"),
     "--momentum": (float, "of sgd"),
     "--weight-decay": (float, "0 for none"),
@@ -26,6 +37,11 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "--kappa": (float, "damping κ of Γ"),
     "--structure": (str, f"what a group is: {', '.join(STRUCTURES)}"),
     "--seed": (int, "of all random choices"),
+    "--dtype": (str, f"what the network computes in: {', '.join(DTYPES)}"),
+    "--nonfinite": (str, f"what a loss that is not finite does: {', '.join(NONFINITE)}"),
+    "--holdout": (float, "share of the training data held out"),
+    "--records-per-epoch": (int, "records of the path in an epoch"),
+    "--keep-every": (int, "epochs between the weights kept to rewind to"),
 }
 # Sizes of a ticket: option, type, what it is.
 _SIZES = (
@@ -71,8 +87,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--lean", action="store_true", default=argparse.SUPPRESS, help="keep no Γ in the state"
     )
 
+    fields.add_argument(
+        "--remat", action="store_true", default=argparse.SUPPRESS, help="save memory for time"
+    )
+
     running = _Parser(add_help=False)
-    running.add_argument("--data-dir", metavar="DIR", help="folder of prepared tfds data sets")
+    running.add_argument(
+        "--data-dir", metavar="DIR", help="folder of prepared tfds data sets, or of images"
+    )
+    running.add_argument("--text", metavar="FILE", help="the text to train on")
+    running.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json (default: bytes)")
     running.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/PRESET)")
     running.add_argument(
         "--overwrite", action="store_true", help="delete the run that is in the folder first"
@@ -80,6 +104,14 @@ def make_parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--resume", action="store_true", help="go on with the run that is in the folder"
     )
+    running.add_argument(
+        "--checkpoint-steps", type=int, metavar="N",
+        help="steps between checkpoints, besides those at the ends of epochs",
+    )  # fmt: skip
+    running.add_argument(
+        "--keep", type=int, default=2, metavar="N", help="checkpoints kept, besides the best"
+    )
+    _add_devices(running)
     running.add_argument(
         "--verbose", action="store_true", help="a line an epoch also where there is no terminal"
     )
@@ -114,7 +146,26 @@ def make_parser() -> argparse.ArgumentParser:
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of TrainConfig that were given as options."""
     names = [flag.removeprefix("--").replace("-", "_") for flag in _OPTIONS]
-    return {name: getattr(args, name) for name in (*names, "lam", "lean") if hasattr(args, name)}
+    names += ["lam", "lean", "remat"]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def _add_devices(running: _Parser) -> None:
+    """Adds the options that say what a run lies on."""
+    devices = running.add_argument_group("devices")
+    devices.add_argument(
+        "--mesh", metavar="AXES",
+        help="auto, one, or axes of data, fsdp and tensor with their sizes, such as data=2,fsdp=4 "
+        "(default: the preset's, usually auto: all accelerators along data)",
+    )  # fmt: skip
+    devices.add_argument(
+        "--distributed", action="store_true",
+        help="this is one of several processes; on Cloud TPU, under SLURM and Open MPI the others "
+        "are found",
+    )  # fmt: skip
+    devices.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: of process 0")
+    devices.add_argument("--processes", type=int, metavar="N", help="elsewhere: how many")
+    devices.add_argument("--process", type=int, metavar="K", help="elsewhere: which this is")
 
 
 def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:

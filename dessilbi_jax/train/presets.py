@@ -15,16 +15,20 @@ class Preset:
         about: the network, the data and the optimizer, in a sentence.
         command: how to run it.
         expect: time on two CPU cores and test accuracies, as measured; empty until measured.
-        input_shape: (height, width, channels) of the data set's images.
+        input_shape: (height, width, channels) of the data set's images, or (context,).
         config: the configuration.
+        classes: of the data set; the vocabulary of a text.
+        mesh: the devices it runs on by default, as `make_mesh` has it.
     """
 
     name: str
     about: str
     command: str
     expect: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     config: TrainConfig
+    classes: int = 10
+    mesh: str = "auto"
 
     def __str__(self) -> str:
         lines = [self.name, f"  {self.about}", f"  {self.command}"]
@@ -130,7 +134,128 @@ _RESNET = Preset(
     ),
 )
 
-PRESETS = {p.name: p for p in (_DEMO, _LENET300, _LENET5, _VGG, _RESNET)}
+_RESNET20 = Preset(
+    name="resnet20-cifar10",
+    about="ResNet-20 on CIFAR-10, its channels selected to half of the weights, SGD with momentum,"
+    " the rate dropped at half and three quarters, crops and flips.",
+    command="dessilbi train resnet20-cifar10 --data-dir DIR",
+    expect="",
+    input_shape=(32, 32, 3),
+    config=TrainConfig(
+        network="resnet20",
+        dataset="cifar10",
+        epochs=160,
+        learning_rate=0.1,
+        schedule="step",
+        weight_decay=1e-4,
+        density=0.5,
+        structure="channels",
+        augment=True,
+        keep_every=10,
+    ),
+)
+
+_VGG16 = Preset(
+    name="vgg16-cifar10",
+    about="VGG-16 with batch normalisation on CIFAR-10, its channels selected to a fifth of the"
+    " weights, SGD with momentum, cosine schedule, crops and flips.",
+    command="dessilbi train vgg16-cifar10 --data-dir DIR",
+    expect="",
+    input_shape=(32, 32, 3),
+    config=TrainConfig(
+        network="vgg16",
+        dataset="cifar10",
+        epochs=160,
+        learning_rate=0.05,
+        schedule="cosine",
+        weight_decay=5e-4,
+        density=0.2,
+        structure="channels",
+        augment=True,
+        keep_every=20,
+    ),
+)
+
+_VIT = Preset(
+    name="vit-tiny-cifar10",
+    about="ViT-Tiny with patches of 4x4 on CIFAR-10, its heads and hidden units selected to half,"
+    " AdamW with warm-up and cosine schedule, crops and flips.",
+    command="dessilbi train vit-tiny-cifar10 --data-dir DIR",
+    expect="",
+    input_shape=(32, 32, 3),
+    config=TrainConfig(
+        network="vit-tiny",
+        dataset="cifar10",
+        epochs=200,
+        batch_size=256,
+        learning_rate=0.001,
+        schedule="cosine",
+        warmup=0.05,
+        optimizer="adam",
+        weight_decay=0.05,
+        clip=1.0,
+        density=0.5,
+        structure="channels",
+        augment=True,
+        keep_every=20,
+    ),
+)
+
+_GPT = Preset(
+    name="gpt-mini",
+    about="A small GPT on the bytes of a text, its heads and hidden units selected to half, AdamW"
+    " with warm-up and cosine schedule.",
+    command="dessilbi train gpt-mini --text FILE",
+    expect="",
+    input_shape=(128,),
+    classes=256,
+    config=TrainConfig(
+        network="gpt-mini",
+        dataset="text",
+        epochs=10,
+        batch_size=32,
+        learning_rate=0.001,
+        schedule="cosine",
+        warmup=0.05,
+        optimizer="adam",
+        weight_decay=0.1,
+        clip=1.0,
+        density=0.5,
+        structure="channels",
+        holdout=0.05,
+    ),
+)
+
+_IMAGENET = Preset(
+    name="resnet18-imagenet",
+    about="ResNet-18 on ImageNet, streamed at 224x224, its channels selected to half of the"
+    " weights, SGD with momentum, warm-up and cosine schedule.",
+    command="dessilbi train resnet18-imagenet --data-dir DIR",
+    expect="",
+    input_shape=(224, 224, 3),
+    classes=1000,
+    config=TrainConfig(
+        network="resnet18",
+        dataset="imagenet2012",
+        epochs=90,
+        batch_size=256,
+        learning_rate=0.1,
+        schedule="cosine",
+        warmup=0.05,
+        weight_decay=1e-4,
+        density=0.5,
+        structure="channels",
+        holdout=0.01,
+        keep_every=10,
+    ),
+)
+
+PRESETS = {
+    p.name: p
+    for p in (
+        _DEMO, _LENET300, _LENET5, _VGG, _RESNET, _RESNET20, _VGG16, _VIT, _GPT, _IMAGENET,
+    )
+}  # fmt: skip
 
 
 def get_preset(name: str) -> Preset:
