@@ -1,4 +1,7 @@
-"""Image data sets as arrays in memory, the order of their batches, and augmentation.
+"""Sources of data by name, the order of their batches, and augmentation.
+
+Small image sets are arrays in memory (`Dataset`), large ones are decoded as they are needed
+(`StreamedImages`), and texts are windows of tokens (`Tokens`). All are a `Source`.
 
 Examples:
     >>> from dessilbi_jax import data
@@ -10,6 +13,20 @@ Examples:
 
 from dessilbi_jax.data._dataset import Dataset
 from dessilbi_jax.data._load import load
+from dessilbi_jax.data._source import ArrayPart, Batches, Part, Source
+from dessilbi_jax.data._streamed import StreamedImages
+from dessilbi_jax.data._tokens import Tokens
 from dessilbi_jax.data.batches import augment, epoch_order
 
-__all__ = ["Dataset", "augment", "epoch_order", "load"]
+__all__ = [
+    "ArrayPart",
+    "Batches",
+    "Dataset",
+    "Part",
+    "Source",
+    "StreamedImages",
+    "Tokens",
+    "augment",
+    "epoch_order",
+    "load",
+]

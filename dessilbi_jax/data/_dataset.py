@@ -11,17 +11,20 @@ from 0…16 to 0…255.
 import dataclasses
 import importlib.resources
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from dessilbi_jax.data._source import ArrayPart, Batches, Part
 
 _DIGITS_TRAIN = 1437
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images in memory, divided into a train and a test part.
+    """Labelled images in memory, divided into a train and a test part: a resident `Source`.
 
     Attributes:
         name: what `load` was asked for.
@@ -48,6 +51,9 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    kind: ClassVar[Literal["images"]] = "images"
+    resident: ClassVar[bool] = True
 
     @classmethod
     def from_arrays(
@@ -113,6 +119,71 @@ class Dataset:
         """(height, width, channels) of an image."""
         height, width, channels = self.train_images.shape[1:]
         return height, width, channels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def train_size(self) -> int:
+        """Number of train images."""
+        return len(self.train_labels)
+
+    @property
+    def test_size(self) -> int:
+        """Number of test images."""
+        return len(self.test_labels)
+
+    def test_part(self) -> Part:
+        """The test images, in batches."""
+        return ArrayPart(self.test_images, self.test_labels)
+
+    def set_aside(self, n: int, seed: int = 0) -> tuple["Dataset", Part]:
+        """As `holdout`, with the images set aside as a part.
+
+        Examples:
+            >>> from dessilbi_jax import data
+            >>> rest, part = data.load("digits").set_aside(137)
+            >>> rest.train_size, len(part)
+            (1300, 137)
+        """
+        rest, images, labels = self.holdout(n, seed)
+        return rest, ArrayPart(images, labels)
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """The train images and their labels."""
+        return self.train_images, self.train_labels
+
+    def pick(self, arrays: tuple[jax.Array, ...], rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images uint8 [batch, height, width, channels] and labels int32 [batch] of some rows.
+
+        Examples:
+            >>> from dessilbi_jax import data
+            >>> digits = data.load("digits")
+            >>> images, labels = digits.pick(digits.arrays(), np.array([5, 3]))
+            >>> images.shape, labels.dtype
+            ((2, 8, 8, 1), dtype('int32'))
+        """
+        images, labels = arrays
+        return images[rows], labels[rows]
+
+    def train_batches(
+        self,
+        batch: int,
+        *,
+        seed: int,
+        shard: int = 0,
+        shards: int = 1,
+        workers: int = 0,
+        threads: int | None = None,
+    ) -> Batches:
+        """None: a data set in memory is put on the device as a whole.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{self.name} is in memory and does not stream; use `arrays` and `pick`")
 
     def normalize(self, images: jax.typing.ArrayLike) -> jax.Array:
         """(images / 255 - mean) / std as float32, of the same shape; may be called under jit.

@@ -1,6 +1,5 @@
 """Reading a prepared set through tensorflow-datasets; imported only when one must be decoded."""
 
-import contextlib
 import importlib
 import importlib.util
 import io
@@ -12,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dessilbi_jax.data import _prepared
+from dessilbi_jax.data import _prepared, _records
 from dessilbi_jax.data._dataset import Dataset
 
 _CHUNK = 1024
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_UNLABELLED_TEST = ("imagenet2012",)
 _PREPARING = ("tensorflow", "importlib_resources")
 _INSTALL = "install it with `pip install 'dessilbi_jax[train]'`"
 
@@ -34,39 +34,77 @@ def decode(folder: pathlib.Path, spec: _prepared.Spec) -> Dataset:
         ValueError: a damaged file of records, no train or test split, or a set that is not
             image classification with images of one size.
     """
-    tfds = import_tfds()
+    builder = open_prepared(folder, spec)
     _log.info("decoding %s from %s", spec.text, folder)
+    names, test = _described(builder, spec.text)
+    parts = [_read(builder, spec, part) for part in ("train", test)]
+    return Dataset.from_arrays(spec.text, parts[0], parts[1], names)
+
+
+def open_prepared(folder: pathlib.Path, spec: _prepared.Spec) -> Any:
+    """The tensorflow-datasets builder of the set prepared in `folder`."""
+    tfds = import_tfds()
     try:
         builder = tfds.builder_from_directory(str(folder), file_format="array_record")
-        info = builder.info
-        features, splits = dict(info.features), dict(info.splits)
+        dict(builder.info.features), dict(builder.info.splits)
     except Exception as error:  # whatever it is, the description of the set cannot be read
         raise ValueError(
             f"the description of {spec.text} in {folder} cannot be read ({_first_line(error)}); "
             "copy or prepare it again"
         ) from error
+    return builder
+
+
+def streamed(
+    builder: Any, name: str | None
+) -> tuple[str, tuple[str, ...], _records.TfdsRecords, _records.TfdsRecords]:
+    """Name, classes, train records and test records of a builder; see `StreamedImages`."""
+    tfds = import_tfds()
+    name = builder.info.full_name if name is None else name
+    classes, test = _described(builder, name)
+    records = [
+        _records.TfdsRecords(
+            # Encoded, so that workers decode, and a JPEG no larger than its crop needs
+            builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}),
+            name,
+            split,
+            str(builder.data_dir),
+            len(classes),
+        )
+        for split in ("train", test)
+    ]
+    return name, classes, records[0], records[1]
+
+
+def _described(builder: Any, name: str) -> tuple[tuple[str, ...], str]:
+    """The classes and the test split of an image classification set whose files are there."""
+    tfds = import_tfds()
+    features, splits = dict(builder.info.features), dict(builder.info.splits)
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(
         label, tfds.features.ClassLabel
     ):
         raise ValueError(
-            f"{spec.text} is not an image classification set: features `image` and `label` are "
+            f"{name} is not an image classification set: features `image` and `label` are "
             f"needed, it has {', '.join(sorted(features))}"
         )
-    test = "test" if "test" in splits else "validation"
-    if not {"train", test} <= splits.keys():
+    test = "test" if "test" in splits and builder.name not in _UNLABELLED_TEST else "validation"
+    # A mocked builder does not know its splits; it has any.
+    if splits and not {"train", test} <= splits.keys():
         raise ValueError(
-            f"{spec.text} must have a train split and a test or validation split, "
-            f"it has {', '.join(splits) or 'none'}"
+            f"{name} must have a train split and a test or validation split, "
+            f"it has {', '.join(splits)}"
         )
-    _check_files(spec, [path for part in ("train", test) for path in splits[part].filepaths])
-    names = [label.int2str(i) for i in range(label.num_classes)]
-    parts = [_read(tfds, builder, spec, part) for part in ("train", test)]
-    return Dataset.from_arrays(spec.text, parts[0], parts[1], names)
+    paths = [path for part in ("train", test) if splits for path in splits[part].filepaths]
+    _check_files(name, paths)
+    return tuple(label.int2str(i) for i in range(label.num_classes)), test
 
 
-def download(root: pathlib.Path, spec: _prepared.Spec) -> None:
+def download(root: pathlib.Path, spec: _prepared.Spec) -> Any:
     """Has tensorflow-datasets download the set and prepare it under `root` as array_record.
+
+    Returns:
+        Its builder; tensorflow-datasets may have found the set prepared elsewhere.
 
     Raises:
         ImportError: a package that preparing needs is not installed.
@@ -74,7 +112,7 @@ def download(root: pathlib.Path, spec: _prepared.Spec) -> None:
         FileNotFoundError: the download or the preparation failed.
     """
     tfds = import_tfds()
-    command = f"tfds build {spec.path} --file_format=array_record --data_dir={root}"
+    command = _prepared.command(root, spec)
     try:
         builder = tfds.builder(spec.text, data_dir=str(root), file_format="array_record")
         # asked before hundreds of megabytes are downloaded, not after
@@ -86,6 +124,7 @@ def download(root: pathlib.Path, spec: _prepared.Spec) -> None:
                 f"again or `{command}`; or give the data_dir of a prepared copy"
             )
         builder.download_and_prepare()
+        return builder
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"tensorflow-datasets knows no data set {spec.text!r}" + _prepared.suggestion(spec.path)
@@ -116,26 +155,25 @@ def import_tfds() -> Any:
         ) from error
 
 
-def _check_files(spec: _prepared.Spec, paths: list[Any]) -> None:
+def _check_files(name: str, paths: list[Any]) -> None:
     """Raises unless every file of records is there."""
     missing = [str(path) for path in paths if not pathlib.Path(path).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{spec.text} is half there, {len(missing)} of its {len(paths)} files of records "
+            f"{name} is half there, {len(missing)} of its {len(paths)} files of records "
             f"are missing, the first is {missing[0]}; copy or prepare it again"
         )
 
 
-def _read(
-    tfds: Any, builder: Any, spec: _prepared.Spec, split: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _read(builder: Any, spec: _prepared.Spec, split: str) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images [N, height, width, channels] and int32 labels [N] of one split."""
+    tfds = import_tfds()
     count = builder.info.splits[split].num_examples
     files = ", ".join(str(path) for path in builder.info.splits[split].filepaths)
     images: np.ndarray | None = None
     labels = np.empty(count, np.int32)
     try:
-        with _quiet_array_record():
+        with _records.quiet_array_record():
             # Pillow always, whatever else is installed: JPEG decoders differ by a few levels
             source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
             channels = builder.info.features["image"].shape[-1]
@@ -182,21 +220,6 @@ def _pixels(encoded: bytes, channels: int) -> np.ndarray:
         mode = _MODES.get(channels, image.mode)
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-@contextlib.contextmanager
-def _quiet_array_record() -> Iterator[None]:
-    """Hides array_record's advice about group sizes, which concerns speed alone."""
-
-    def other_messages(record: logging.LogRecord) -> bool:
-        return "group size" not in str(record.msg)
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(other_messages)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other_messages)
 
 
 def _first_line(error: BaseException) -> str:

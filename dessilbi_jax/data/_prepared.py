@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -22,8 +23,16 @@ KNOWN = (
     "cifar10",
     "cifar100",
     "svhn_cropped",
+    "imagenet2012",
+    "folder",
+    "text",
 )
 """Names offered when one is misspelt; any other image classification set works as well."""
+
+_ALIASES = {"imagenet": "imagenet2012", "svhn": "svhn_cropped"}
+
+MEMORY_BYTES = 2**31
+"""Sets whose decoded images take more are streamed."""
 
 _NAME = re.compile(
     r"(?P<path>[a-z]\w*(?:/[\w.\-]+)?)(?::(?P<version>\d+\.\d+\.\d+))?", flags=re.ASCII
@@ -51,10 +60,10 @@ def parse(name: str) -> Spec:
         >>> parse("emnist/letters:3.1.0")
         Spec(text='emnist/letters:3.1.0', path='emnist/letters', version='3.1.0')
     """
-    match = _NAME.fullmatch(name)
+    match = _NAME.fullmatch(_ALIASES.get(name, name))
     if match is None:
         raise ValueError(f"{name!r} cannot be the name of a data set{suggestion(name)}")
-    return Spec(name, match["path"], match["version"])
+    return Spec(match[0], match["path"], match["version"])
 
 
 def suggestion(name: str, known: tuple[str, ...] = KNOWN) -> str:
@@ -66,6 +75,18 @@ def suggestion(name: str, known: tuple[str, ...] = KNOWN) -> str:
     """
     near = difflib.get_close_matches(name.lower().replace("-", ""), known, n=1, cutoff=0.7)
     return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
+
+
+def command(root: pathlib.Path, spec: Spec) -> str:
+    """What prepares the set under `root`."""
+    built = f"tfds build {spec.path} --file_format=array_record --data_dir={root}"
+    if spec.path != "imagenet2012":
+        return built
+    # Its licence does not let tensorflow-datasets download it.
+    return (
+        f"{built} --manual_dir=DIR, where DIR holds ILSVRC2012_img_train.tar and "
+        "ILSVRC2012_img_val.tar from image-net.org"
+    )
 
 
 def default_root() -> pathlib.Path:
@@ -99,6 +120,7 @@ def find(root: pathlib.Path, spec: Spec) -> pathlib.Path:
         raise FileNotFoundError(
             f"no data set {spec.path!r} in {root}, which holds {_contents(root)}"
             + _misplaced(root, spec)
+            + f"; or prepare it: {command(root, spec)}"
         )
     versions = _versions(folder, spec)
     finished = [p for p in versions if (p / _INFO).is_file()]
@@ -133,6 +155,22 @@ def fingerprint(folder: pathlib.Path) -> str:
         if name in (_INFO, _FEATURES):
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def fits_in_memory(folder: pathlib.Path) -> bool:
+    """Whether all images have one size and take at most `MEMORY_BYTES` decoded.
+
+    True where the description of the set is not as expected: reading it will say what is wrong.
+    """
+    try:
+        info = json.loads((folder / _INFO).read_bytes())
+        features = json.loads((folder / _FEATURES).read_bytes())["featuresDict"]["features"]
+        shape = features["image"]["image"]["shape"]["dimensions"]
+        sides = [int(side) for side in shape]
+        rows = sum(int(n) for split in info["splits"] for n in split["shardLengths"])
+    except (ValueError, KeyError, TypeError):
+        return True
+    return min(sides, default=0) > 0 and rows * math.prod(sides) <= MEMORY_BYTES
 
 
 def _check_format(folder: pathlib.Path, spec: Spec) -> None:

@@ -3,12 +3,18 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from dessilbi_jax.models import _common
+from dessilbi_jax.models._entry import Entry, Network
 
 
-class LeNet300(nnx.Module):
+def _conv(layer: nnx.Conv, x: jax.Array) -> jax.Array:
+    return _common.max_pool(jax.nn.relu(layer(x)))
+
+
+class LeNet300(Network):
     """Dense ReLU layers on flattened images; LeNet-300-100 by default.
 
     At 28x28x1 and ten classes it has 266,610 parameters. Layers are named `fc1`, `fc2`, …; the
@@ -18,6 +24,8 @@ class LeNet300(nnx.Module):
         input_shape: (height, width, channels) of an image.
         classes: number of logits.
         widths: units of each hidden layer, one or more.
+        dtype: what all but the logits is computed in; parameters are float32.
+        remat: whether each hidden layer is computed again in the backward pass.
         rngs: random keys for the initialisation.
 
     Examples:
@@ -30,18 +38,27 @@ class LeNet300(nnx.Module):
 
     def __init__(
         self,
-        input_shape: tuple[int, int, int] = (28, 28, 1),
+        input_shape: tuple[int, ...] = (28, 28, 1),
         classes: int = 10,
         widths: tuple[int, ...] = (300, 100),
         *,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         height, width, channels = input_shape
         self.input_shape = input_shape
+        self.remat = remat
         self.layers = len(widths) + 1
         sizes = (height * width * channels, *widths, classes)
         for i, (fan_in, units) in enumerate(itertools.pairwise(sizes), start=1):
-            setattr(self, f"fc{i}", _common.dense(fan_in, units, rngs=rngs))
+            kind = dtype if i < self.layers else jnp.float32
+            setattr(self, f"fc{i}", _common.dense(fan_in, units, dtype=kind, rngs=rngs))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Units of each hidden layer."""
+        return tuple(_common.width(getattr(self, f"fc{i}")) for i in range(1, self.layers))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels].
@@ -52,12 +69,13 @@ class LeNet300(nnx.Module):
         """
         _common.check_input(x, self.input_shape)
         x = x.reshape(x.shape[0], -1)
+        hidden = _common.recomputed(_common.activated, self.remat)
         for i in range(1, self.layers):
-            x = jax.nn.relu(getattr(self, f"fc{i}")(x))
+            x = hidden(getattr(self, f"fc{i}"), x)
         return getattr(self, f"fc{self.layers}")(x)
 
 
-class LeNet5(nnx.Module):
+class LeNet5(Network):
     """Two 5x5 convolutions without padding, each with ReLU and 2x2 max pooling, then two dense.
 
     The widths are those of Caffe's LeNet, as in the paper: 20 and 50 filters and 500 units, at
@@ -67,6 +85,8 @@ class LeNet5(nnx.Module):
         input_shape: (height, width, channels) of an image, at least 16x16.
         classes: number of logits.
         widths: filters of `conv1`, filters of `conv2`, units of `fc1`.
+        dtype: what all but the logits is computed in; parameters are float32.
+        remat: whether each layer but the last is computed again in the backward pass.
         rngs: random keys for the initialisation.
 
     Raises:
@@ -82,10 +102,12 @@ class LeNet5(nnx.Module):
 
     def __init__(
         self,
-        input_shape: tuple[int, int, int] = (28, 28, 1),
+        input_shape: tuple[int, ...] = (28, 28, 1),
         classes: int = 10,
         widths: tuple[int, ...] = (20, 50, 500),
         *,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         height, width, channels = input_shape
@@ -98,10 +120,16 @@ class LeNet5(nnx.Module):
         rows, columns = ((side - 4) // 2 for side in (height, width))
         rows, columns = ((side - 4) // 2 for side in (rows, columns))
         self.input_shape = input_shape
-        self.conv1 = _common.conv(channels, filters1, 5, padding="VALID", rngs=rngs)
-        self.conv2 = _common.conv(filters1, filters2, 5, padding="VALID", rngs=rngs)
-        self.fc1 = _common.dense(rows * columns * filters2, units, rngs=rngs)
+        self.remat = remat
+        self.conv1 = _common.conv(channels, filters1, 5, padding="VALID", dtype=dtype, rngs=rngs)
+        self.conv2 = _common.conv(filters1, filters2, 5, padding="VALID", dtype=dtype, rngs=rngs)
+        self.fc1 = _common.dense(rows * columns * filters2, units, dtype=dtype, rngs=rngs)
         self.fc2 = _common.dense(units, classes, rngs=rngs)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Filters of `conv1`, filters of `conv2`, units of `fc1`."""
+        return tuple(_common.width(layer) for layer in (self.conv1, self.conv2, self.fc1))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels].
@@ -111,7 +139,31 @@ class LeNet5(nnx.Module):
             TypeError: pixels that are not floating-point numbers.
         """
         _common.check_input(x, self.input_shape)
-        x = _common.max_pool(jax.nn.relu(self.conv1(x)))
-        x = _common.max_pool(jax.nn.relu(self.conv2(x)))
-        x = jax.nn.relu(self.fc1(x.reshape(x.shape[0], -1)))
+        convolved = _common.recomputed(_conv, self.remat)
+        x = convolved(self.conv2, convolved(self.conv1, x))
+        x = _common.recomputed(_common.activated, self.remat)(self.fc1, x.reshape(x.shape[0], -1))
         return self.fc2(x)
+
+
+_DIGITS = (28, 28, 1)
+NETWORKS = {
+    "lenet300": Entry(
+        make=LeNet300,
+        input_shape=_DIGITS,
+        classes=10,
+        widths=(300, 100),
+        counts=None,
+        meaning="units of each hidden layer",
+        source="LeCun, Bottou, Bengio & Haffner (1998), Gradient-based learning applied to "
+        "document recognition",
+    ),
+    "lenet5": Entry(
+        make=LeNet5,
+        input_shape=_DIGITS,
+        classes=10,
+        widths=(20, 50, 500),
+        counts=(3,),
+        meaning="filters of conv1, filters of conv2, units of fc1",
+        source="LeCun et al. (1998) with the widths of Caffe's example",
+    ),
+}

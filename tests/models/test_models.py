@@ -1,5 +1,4 @@
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ SMALL = {
     "resnet-small": {"input_shape": (9, 8, 3), "widths": (4, 6)},
     "vgg-small": {"input_shape": (8, 10, 3), "widths": (4, 4, 6, 6)},
 }
+NAMES = tuple(SMALL)
 
 
 def leaves(model):
@@ -27,33 +27,6 @@ def shapes(build):
     """Shapes of the parameters of the network that `build` makes, without computing them."""
     flat = nnx.to_flat_state(nnx.state(nnx.eval_shape(build), nnx.Param))
     return {"/".join(map(str, path)): leaf.shape for path, leaf in flat}
-
-
-def sizes(build):
-    return {path: math.prod(shape) for path, shape in shapes(build).items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "parameters"),
-    [
-        # LeCun et al. (1998) as counted by Han et al. (2015): 267 k and 431 k
-        ("lenet300", (28, 28, 1), 266_610),
-        ("lenet5", (28, 28, 1), 431_080),
-        # 3x3 kernels 864+9216+18432+36864+73728+147456, scales and biases 2·448, dense 1290
-        ("vgg-small", (32, 32, 3), 288_746),
-        # conv 432; blocks 4608, 13824, 55296; shortcuts 512, 2048; normalisation 672; dense 650
-        ("resnet-small", (32, 32, 3), 432 + 4608 + 13824 + 55296 + 512 + 2048 + 672 + 650),
-    ],
-)
-def test_parameter_counts(name, shape, parameters):
-    assert sum(sizes(lambda: models.build(name, input_shape=shape)).values()) == parameters
-
-
-def test_resnet_20_has_the_published_size():
-    # He et al. (2016), Table 6: 0.27 M, counted without projections
-    counted = sizes(lambda: models.ResNet(blocks=3, rngs=nnx.Rngs(0)))
-    assert sum("/conv" in path for path in counted) == 18
-    assert sum(size for path, size in counted.items() if "shortcut" not in path) == 269_722
 
 
 def test_leaf_names_and_layouts():
@@ -76,7 +49,7 @@ def test_leaf_names_and_layouts():
             assert (len(shape) >= 2) == (kind == "kernel"), path
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_he_initialisation(name):
     shape = (32, 32, 3) if name.endswith("-small") else (28, 28, 1)
     for path, leaf in leaves(models.build(name, input_shape=shape, seed=3)).items():
@@ -104,7 +77,7 @@ def test_seed_decides_the_parameters():
             assert (leaf != leaves(other)[path]).any()
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_and_gradients(name):
     small = SMALL[name]
     model = models.build(name, classes=5, **small)
@@ -199,13 +172,69 @@ def test_widths_reach_every_layer():
     assert "stage1_block1/shortcut/kernel" not in resnet
 
 
+def test_sizes_of_the_publication_are_taken_where_none_are_given():
+    assert shapes(lambda: models.build("vgg-small"))["conv1/kernel"] == (3, 3, 3, 32)
+    other = shapes(lambda: models.build("lenet5", input_shape=[32, 28, 3], classes=7))
+    assert other["conv1/kernel"] == (5, 5, 3, 20)
+    assert other["fc1/kernel"] == (5 * 4 * 50, 500)
+    assert other["fc2/kernel"] == (500, 7)
+    for name in models.names():
+        entry = models.entry(name)
+        assert len(entry.input_shape) in (1, 3)
+        assert entry.counts is None or len(entry.widths) in entry.counts
+        assert entry.meaning
+        assert entry.source
+
+
+def test_example_inputs():
+    model = nnx.eval_shape(lambda: models.build("resnet20"))
+    assert models.example_input(model, 3) == jax.ShapeDtypeStruct((3, 32, 32, 3), jnp.float32)
+    model = nnx.eval_shape(lambda: models.build("gpt-mini"))
+    assert models.example_input(model) == jax.ShapeDtypeStruct((1, *model.input_shape), jnp.int32)
+
+
+def test_widths_are_read_from_the_network():
+    for name, widths, full in (
+        ("lenet300", (7, 5), (7, 5)),
+        ("vgg-small", (5, 6, 7), (5, 6, 7)),
+        ("resnet-small", (5, 6, 7), (5, 5, 6, 6, 7, 7)),
+        ("resnet-small", (5, 4, 6, 3, 7, 2), (5, 4, 6, 3, 7, 2)),
+    ):
+        model = nnx.eval_shape(lambda name=name, widths=widths: models.build(name, widths=widths))
+        assert models.widths(model) == full
+
+
+@pytest.mark.parametrize("fans", [((3, 3, 64, 128), 9 * 192), ((784, 300), 1084)])
+def test_glorot_initialisation(fans):
+    shape, total = fans
+    kernel = np.asarray(_common.glorot_normal(jax.random.key(1), shape, jnp.float32), np.float64)
+    z = kernel.ravel() * np.sqrt(total / 2)
+    assert abs(z.mean()) < 6 / np.sqrt(z.size)
+    assert abs(z.var() - 1) < 6 * np.sqrt(2 / z.size)
+    conv = models.ConvN((8, 8, 3), widths=(64, 64, 5, 4), rngs=nnx.Rngs(0)).conv2.kernel
+    assert float(conv[...].std()) == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.05)
+
+
+def test_large_kernels_are_drawn_in_larger_blocks():
+    shape = (1100, 1000)
+    kernel = np.asarray(_common.he_normal(jax.random.key(1), shape, jnp.float32), np.float64)
+    z = kernel * np.sqrt(shape[0] / 2)
+    assert kernel.shape == shape
+    for part in (z[:1000], z[1060:]):  # the first and the second block
+        assert abs(part.mean()) < 6 / np.sqrt(part.size)
+        assert abs(part.var() - 1) < 6 * np.sqrt(2 / part.size)
+    assert abs((z[:20] * z[1060:1080]).mean()) < 0.1
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("lenet-5", "did you mean 'lenet5'"),
         ("LeNet300", "did you mean 'lenet300'"),
-        ("vgg", "did you mean 'vgg-small'"),
-        ("resnet", "did you mean 'resnet-small'"),
+        ("vgg-smal", "did you mean 'vgg-small'"),
+        ("ResNet-50", "did you mean 'resnet50'"),
+        ("wrn-28-10", "did you mean 'wide-resnet-28-10'"),
+        ("mobilenetv2", "did you mean 'mobilenet-v2'"),
         ("zzz", "unknown network 'zzz': There are lenet300, lenet5"),
     ],
 )
@@ -219,6 +248,7 @@ def test_unknown_name(name, message):
     [
         ("lenet5", {"input_shape": (8, 8, 1)}, "lenet5 needs images of 16x16 .* got 8x8"),
         ("lenet5", {"widths": (20, 50)}, "widths of lenet5 must be 3 numbers"),
+        ("resnet20", {"widths": (4,) * 9}, "widths of resnet20 must be 3 or 12 numbers .channels"),
         ("lenet300", {"widths": ()}, "widths of lenet300 must be one number or more"),
         ("lenet300", {"widths": (300, 0)}, "widths must be whole numbers of at least 1, got 0"),
         ("lenet300", {"widths": (3.5,)}, "got 3.5"),
@@ -226,6 +256,7 @@ def test_unknown_name(name, message):
         ("lenet300", {"input_shape": (28, -1, 1)}, "sizes in input_shape .* got -1"),
         ("lenet300", {"classes": 0}, "classes must be whole numbers of at least 1, got 0"),
         ("lenet300", {"classes": True}, "got True"),
+        ("lenet300", {"dtype": "int8"}, "dtype must be a floating-point type .* got int8"),
     ],
 )
 def test_impossible_networks(name, settings, message):
@@ -233,7 +264,7 @@ def test_impossible_networks(name, settings, message):
         models.build(name, **settings)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_input_of_the_wrong_kind(name):
     small = SMALL[name]
     model = models.build(name, **small)
