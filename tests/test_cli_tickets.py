@@ -71,8 +71,8 @@ def test_the_ticket_is_printed_by_layer(run, tmp_path, capsys):
         "fc1/bias", "fc1/kernel", "fc2/bias", "fc2/kernel",
     ]  # fmt: skip
     shown = "\n".join(lines)
-    assert "projected on the ticket, not retrained (held-out images)" in shown
-    assert "projected on the ticket, not retrained (test images)" in shown
+    assert "projected on the ticket, not retrained (held-out data)" in shown
+    assert "projected on the ticket, not retrained (test data)" in shown
     assert "can be cut out: 360 of 400 channels" in shown
     assert lines[-1] == f"The ticket is in {out}."
     assert dl.Ticket.load(out).card["request"] == {
@@ -99,7 +99,7 @@ def test_slim_prints_its_table_and_its_proof(run, tmp_path, capsys):
     assert [line.split("  ")[0] for line in lines[1:6]] == [
         "parameters", "FLOPs", "bytes", "batch 2", "accuracy",
     ]  # fmt: skip
-    assert "channels were cut out. On 144 held-out images" in lines[6]
+    assert "channels were cut out. On 144 held-out rows" in lines[6]
     assert "of the largest." in lines[7]
 
 
@@ -114,12 +114,12 @@ def test_evaluate_measures_each_kind(run, capsys):
         )
     ]
     assert found[0].startswith("dense: accuracy ")
-    assert found[1].endswith("(144 held-out images)")
+    assert found[1].endswith("(144 held-out rows)")
     result = json.loads((run / "slim" / "result.json").read_text())
     accuracy = f"{result['networks']['slim']['test_accuracy']:.1%}".replace("%", " %")
     for line, name in ((found[2], "retrained"), (found[3], "slim, by its exported forward pass")):
         assert line.startswith(f"{name}: accuracy {accuracy}, loss ")
-        assert line.endswith("(360 test images)")
+        assert line.endswith("(360 test rows)")
 
 
 @pytest.mark.parametrize(

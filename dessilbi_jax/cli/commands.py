@@ -68,9 +68,11 @@ def summary(result: dict[str, Any]) -> str:
 
     Example:
         >>> print(summary({"test_accuracy": 0.98, "test_projected_accuracy": 0.97,
+        ...     "test_loss": 0.07,
         ...     "density": 0.048, "asked_density": 0.05, "steps": 100, "seconds": 2.5,
         ...     "layers": [{"shape": [10, 100]}]}))
-          accuracy   98.0 % dense, 97.0 % projected on the selected weights (test images)
+          accuracy   98.0 % dense, 97.0 % projected on the selected weights (test data)
+          loss       0.0700 dense (test data)
           density    4.8 % of 1,000 structured weights, 5.0 % asked for
           training   100 steps in 2.5 s
     """
@@ -81,7 +83,8 @@ def summary(result: dict[str, Any]) -> str:
         [
             f"  accuracy   {percent(result['test_accuracy'])} dense, "
             f"{percent(result['test_projected_accuracy'])} projected on the selected weights "
-            "(test images)",
+            "(test data)",
+            f"  loss       {result['test_loss']:.4f} dense (test data)",
             f"  density    {percent(result['density'])} of {sum(sizes):,} structured weights, "
             f"{wanted}",
             f"  training   {result['steps']:,} steps in {result['seconds']:.1f} s",

@@ -88,6 +88,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     fields.add_argument(
+        "--sqrt-size", action="store_true", default=argparse.SUPPRESS,
+        help="weigh groups by the square root of their size",
+    )  # fmt: skip
+    fields.add_argument(
         "--remat", action="store_true", default=argparse.SUPPRESS, help="save memory for time"
     )
 
@@ -146,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of TrainConfig that were given as options."""
     names = [flag.removeprefix("--").replace("-", "_") for flag in _OPTIONS]
-    names += ["lam", "lean", "remat"]
+    names += ["lam", "lean", "remat", "sqrt_size"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 

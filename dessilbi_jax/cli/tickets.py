@@ -32,7 +32,7 @@ def ticket(args: argparse.Namespace, words: list[str]) -> None:
     for split, found in taken.card["accuracy"].items():
         print(
             f"accuracy: {percent(found['dense'])} dense, {percent(found['projected'])} projected "
-            f"on the ticket, not retrained ({split} images)"
+            f"on the ticket, not retrained ({split} data)"
         )
     print(_left(taken.card["left"]))
     print(f"The ticket is in {file}.")
@@ -81,7 +81,7 @@ def retrain(args: argparse.Namespace, words: list[str]) -> None:
         progress=Progress(lines=True if args.verbose else None),
     )
     print(f"The retrained network is in {out}.")
-    for name, split in (("held-out images", "held_out"), ("test images", "test")):
+    for name, split in (("held-out data", "held_out"), ("test data", "test")):
         found = result[split]
         before = ""
         if found["dense"] is not None:
@@ -135,8 +135,8 @@ def slim_table(result: dict[str, Any]) -> str:
         FLOPs               80           80    20 (25.0 %)
         bytes              160          160    40 (25.0 %)
         batch 1     20 (10…30)   20 (10…30)     20 (10…30)  µs, median and quartiles
-        accuracy        90.0 %       90.0 %         90.0 %  test images
-        5 of 8 channels were cut out. On 144 held-out images the outputs of slim and masked
+        accuracy        90.0 %       90.0 %         90.0 %  test data
+        5 of 8 channels were cut out. On 144 held-out rows the outputs of slim and masked
         differ by 1.0e-07 of the largest.
     """
     networks, names = result["networks"], ("dense", "masked", "slim")
@@ -148,9 +148,7 @@ def slim_table(result: dict[str, Any]) -> str:
     for batch in networks["dense"]["latency"]:
         times = [_time(networks[name]["latency"][batch]) for name in names]
         rows.append((f"batch {batch}", *times, "µs, median and quartiles"))
-    rows.append(
-        ("accuracy", *(percent(networks[n]["test_accuracy"]) for n in names), "test images")
-    )
+    rows.append(("accuracy", *(percent(networks[n]["test_accuracy"]) for n in names), "test data"))
     wide = [max(len(row[k]) for row in rows) for k in range(4)]
     lines = [
         "  ".join([row[0].ljust(wide[0]), *(row[k].rjust(wide[k]) for k in (1, 2, 3)), row[4]])
@@ -158,7 +156,7 @@ def slim_table(result: dict[str, Any]) -> str:
     ]
     kept, of = result["channels"]
     lines.append(
-        f"{of - kept:,} of {of:,} channels were cut out. On {result['compared']:,} held-out images "
+        f"{of - kept:,} of {of:,} channels were cut out. On {result['compared']:,} held-out rows "
         f"the outputs of slim and masked\ndiffer by {result['difference']:.1e} of the largest."
     )
     return "\n".join(line.rstrip() for line in lines)
@@ -179,5 +177,5 @@ def evaluate(args: argparse.Namespace) -> None:
     found = measure(args.network, ticket=args.ticket, split=args.split, data_dir=args.data_dir)
     print(
         f"{found['network']}: accuracy {percent(found['accuracy'])}, loss {found['loss']:.4f} "
-        f"({found['images']:,} {found['split']} images)"
+        f"({found['images']:,} {found['split']} rows)"
     )

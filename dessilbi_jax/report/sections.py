@@ -43,10 +43,10 @@ def figures(run: Run) -> Section | None:
         return None
     if run.result:
         dense, projected = run.result["test_accuracy"], run.result["test_projected_accuracy"]
-        where = "test images"
+        where = "test data"
     else:
         dense, projected = run.last("accuracy"), run.last("projected_accuracy")
-        where = "held-out images"
+        where = "held-out data"
     reached = "Density reached" if run.finished else "Density so far"
     lost = 100 * (projected - dense)
     aside = f"{where}, no retraining" + (f"; {signed(lost)} points" if math.isfinite(lost) else "")

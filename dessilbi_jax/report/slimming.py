@@ -123,7 +123,7 @@ def _of_ticket(taken: Ticket) -> str:
     if isinstance(measured, dict) and isinstance(measured.get("projected"), float):
         words += (
             f". With all else at zero and no retraining the network is right on "
-            f"{percent(measured['projected'])} of the held-out images"
+            f"{percent(measured['projected'])} of the held-out data"
         )
     return words + "."
 
@@ -134,7 +134,7 @@ def _of_retrained(result: dict[str, Any]) -> str:
     after, dense = result["test"]["retrained"], result["test"].get("dense")
     words = (
         f"Retrained for {count(result['steps'])} steps {start}, with everything outside the "
-        f"ticket held at zero, it is right on {percent(after)} of the test images"
+        f"ticket held at zero, it is right on {percent(after)} of the test data"
     )
     if isinstance(dense, float):
         words += f"; the dense network on {percent(dense)} ({signed(100 * (after - dense))} points)"
@@ -157,7 +157,7 @@ def _of_slim(result: dict[str, Any]) -> str:
                 "largest output difference, slim against masked",
                 f"{result['difference']:.1e} of the largest output",
             ),
-            ("compared on", f"{count(result['compared'])} held-out images, all classes"),
+            ("compared on", f"{count(result['compared'])} held-out rows, all classes"),
         ]
     )
     rows = [

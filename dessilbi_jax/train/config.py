@@ -72,6 +72,8 @@ class TrainConfig:
             weight), "weights", "neurons", "layers", "input_channels", "slices", "rows",
             "columns", or "channels": all that makes a removable channel or hidden unit, across
             kernel, bias, normalisation and branches, so that a ticket can be cut out.
+        sqrt_size: weigh the threshold of a group by the square root of its size, so that groups of
+            very different sizes, such as heads and hidden units, can be compared.
         lean: keep no Γ in the state, only what it takes to rebuild it.
         augment: random crops and horizontal flips of small training images. Streamed ones are
             always cropped and flipped.
@@ -123,6 +125,7 @@ class TrainConfig:
     density: float | None = 0.05
     at: float = 1.0
     structure: str = "filters"
+    sqrt_size: bool = False
     lean: bool = False
     augment: bool = False
     holdout: float = 0.1
@@ -144,7 +147,7 @@ class TrainConfig:
         for name in ("image_size", "context"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), least=1)
-        for name in ("nesterov", "lean", "augment", "remat"):
+        for name in ("nesterov", "lean", "augment", "remat", "sqrt_size"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         _choice("schedule", self.schedule, SCHEDULES)

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -35,17 +36,22 @@ _OURS = {
     TICKET, RETRAINED, SLIM, LOCK,
 }  # fmt: skip
 # What a run that was killed while writing can leave behind.
-_UNFINISHED = (".part", ".tmp")
+_NAMES = "|".join(map(re.escape, sorted(_OURS)))
+_UNFINISHED = re.compile(rf"\.?({_NAMES}|\d+\.safetensors)(\.\d+)?\.(part|tmp)")
 
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Writes a file at once or not at all: a kill leaves the old content or the new, whole."""
     part = file.with_name(file.name + ".part")
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
@@ -115,10 +121,11 @@ def check(
             )
         return "finished" if (run / RESULT).exists() else "resume"
     found = sorted(file.name for file in run.iterdir()) if run.exists() else []
-    found = [name for name in found if name != LOCK]
+    unfinished = [name for name in found if _UNFINISHED.fullmatch(name)]
+    found = [name for name in found if name != LOCK and name not in unfinished]
     if not found:
         return "new"
-    foreign = [name for name in found if name not in _OURS and not name.endswith(_UNFINISHED)]
+    foreign = [name for name in found if name not in _OURS]
     if CONFIG not in found or foreign:
         named = ", ".join((foreign or found)[:3])
         raise FileExistsError(
@@ -154,8 +161,10 @@ def start(
         mesh: the devices it runs on.
     """
     run.mkdir(parents=True, exist_ok=True)
-    # config.json goes last, so that a folder half cleared is still known for what it is.
-    for file in sorted(run.iterdir(), key=lambda file: file.name == CONFIG):
+    # config.json goes last, so that a folder half cleared is still known for what it is, and
+    # result.json first, so that it is not taken for a finished run.
+    last = {RESULT: -1, CONFIG: 1}
+    for file in sorted(run.iterdir(), key=lambda file: last.get(file.name, 0)):
         if file.name == LOCK:
             continue
         if file.is_dir() and not file.is_symlink():
@@ -175,6 +184,36 @@ def start(
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         },
     )
+
+
+def check_data(run: Path, data: dict[str, Any]) -> None:
+    """Raises unless a run began with the data that is there now, wherever it lies.
+
+    Args:
+        run: the folder.
+        data: what `DataFacts.to_json` says of the data.
+
+    Raises:
+        ValueError: it is other data, or files of it are missing or new.
+    """
+    then = read_json(run / CONFIG).get("data", {})
+    changed = [
+        f"{name}: {then[name]}, now {value}"
+        for name, value in data.items()
+        if name not in ("data_dir", "text", "tokenizer") and then.get(name, value) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"the data is not what the run in {run} began with ({'; '.join(changed)}): put it back "
+            "as it was, or start another run with --out"
+        )
+
+
+def tidy(run: Path) -> None:
+    """Deletes the files that a run which was killed left half written; no other process runs."""
+    for file in [*run.glob("*"), *(run / WEIGHTS).glob("*")]:
+        if _UNFINISHED.fullmatch(file.name) and not file.is_dir():
+            file.unlink()
 
 
 def versions() -> dict[str, str]:

@@ -95,7 +95,8 @@ def fit(
             process is writing it.
         FileNotFoundError: `resume` and no run is in `out`, or the data is not in `data_dir`.
         OSError: the disk is full or not to be written; nothing that was written before is lost.
-        FloatingPointError: the loss, or what batch statistics make of it, is no longer finite.
+        FloatingPointError: the loss, or what batch statistics make of it, is no longer finite; or
+            with `nonfinite="skip"` every step of an epoch was skipped.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written. It is a KeyboardInterrupt.
 
     Example:
@@ -114,18 +115,20 @@ def fit(
             raise ValueError(f"{name} must be at least 1, got {value}")
     devices = make_mesh(mesh)
     if folder.check(out, config, resume=resume, overwrite=overwrite) == "finished":
-        return folder.read_json(out / folder.RESULT)
+        return _finished(out)
     run = prepare(config, Where(data_dir, text, tokenizer), devices)
     per_epoch, steps = run.facts.steps_per_epoch, run.steps
     evaluate, project = make_evaluate(run.network), jax.jit(_project)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(alone(out))
         stack.enter_context(_disk_errors(out))
+        stack.enter_context(alone(out))
         # Once more: before the lock was had, another process may have been here.
         todo = folder.check(out, config, resume=resume, overwrite=overwrite)
         if todo == "finished":
-            return folder.read_json(out / folder.RESULT)
+            return _finished(out)
+        if todo == "resume":
+            folder.check_data(out, run.facts.to_json())
         feed = make_feed(run.training, config, devices)
         stack.callback(feed.close)
         train_step = make_step(
@@ -183,19 +186,21 @@ def fit(
             if step in recorded:
                 projected = project(state.params, state.opt_state)
                 accuracy, held_loss = evaluate(state.params, state.stats, run.held)
-                if not (math.isfinite(held_loss) and math.isfinite(loss)):
-                    what = "held-out loss" if math.isfinite(loss) else "loss of every step"
-                    raise diverged(step, what)
+                if not math.isfinite(held_loss):
+                    raise diverged(step, "held-out loss")
+                skipped = int(state.skipped)
+                if epoch_ends and skipped - records.skipped(step - per_epoch) == per_epoch:
+                    raise diverged(step, "loss of every step of an epoch")
                 line = {
                     "step": step,
                     "epoch": step / per_epoch,
-                    "loss": loss,
+                    "loss": None if math.isnan(loss) else loss,
                     "learning_rate": float(run.rate(step - 1)),
                     "lam": outcome.lam_in_force(state),
                     "accuracy": accuracy,
                     "held_out_loss": held_loss,
                     "projected_accuracy": evaluate(projected, state.stats, run.held)[0],
-                    "skipped": int(state.skipped),
+                    "skipped": skipped,
                     "seconds": earlier + time.monotonic() - began,
                 }
                 line = records.add(line, state.params, state.opt_state)
@@ -209,13 +214,14 @@ def fit(
             if step == steps or (epoch_ends and _kept(config, step // per_epoch)):
                 save_weights(out, step, state.params, state.stats)
             if saves or stopping:
-                if not bool(_all_finite(state.params)):
+                if not bool(_all_finite((state.params, state.stats))):
                     raise diverged(step, "network")
                 records.save()
                 seconds = earlier + time.monotonic() - began
                 snapshot = Snapshot(state, records.content(), seconds, feed.get_state())
                 checkpoints.save(snapshot, accuracy)
             if stopping and step < steps:
+                checkpoints.wait()
                 raise Interrupted(
                     f"stopped at step {step} of {steps}; go on with: {_resume(command)}", stopping
                 )
@@ -247,6 +253,14 @@ def fit(
     return result
 
 
+def _finished(out: Path) -> dict[str, Any]:
+    """Returns the result of a run that has ended, and writes its report if that was cut off."""
+    result = folder.read_json(out / folder.RESULT)
+    if processes.is_first() and not (out / folder.REPORT).exists():
+        report.write(out)
+    return result
+
+
 def _kept(config: TrainConfig, epoch: int) -> bool:
     """Returns whether the parameters at the end of an epoch are kept to rewind to."""
     return config.keep_every > 0 and epoch % config.keep_every == 0
@@ -263,6 +277,8 @@ def _restore(
     if then.get("mesh", describe(devices)) != describe(devices):
         moved = f"{then['mesh']}, now {describe(devices)}"
         progress.note(f"the mesh has changed ({moved}): not the same bit for bit")
+    if processes.is_first():
+        folder.tidy(out)
     damage = records.damage()
     snapshot, notes = restore_latest(out / folder.CHECKPOINTS, state)
     for note in notes:
@@ -287,9 +303,10 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if error.errno not in _DISK:
             raise
         last = newest(out / folder.CHECKPOINTS)
+        then = "go on with --resume" if (out / folder.CONFIG).exists() else "start it again"
         raise OSError(
             f"the run cannot be written ({error}); last good checkpoint: {last or 'none yet'}. "
-            "Make room or give write permission, then go on with --resume"
+            f"Make room or give write permission, then {then}"
         ) from error
 
 
@@ -299,8 +316,8 @@ def _project(params: Any, opt_state: Any) -> Any:
 
 
 @jax.jit
-def _all_finite(params: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def _mean_loss(state: TrainState) -> tuple[float, int]:

@@ -93,6 +93,7 @@ def make_optimizer(
         "lam": config.lam,
         "structure": structure,
         "lean": config.lean,
+        "penalty": dl.group_lasso(sqrt_size=config.sqrt_size),
         **({"density": config.density, "steps": steps, "at": config.at} if auto else {}),
     }
     if config.optimizer == "adam":

@@ -196,6 +196,7 @@ _VIT = Preset(
         clip=1.0,
         density=0.5,
         structure="channels",
+        sqrt_size=True,
         augment=True,
         keep_every=20,
     ),
@@ -222,6 +223,7 @@ _GPT = Preset(
         clip=1.0,
         density=0.5,
         structure="channels",
+        sqrt_size=True,
         holdout=0.05,
     ),
 )

@@ -1,5 +1,6 @@
 """What a run says while it goes: a live line and one line an epoch, on a terminal only."""
 
+import math
 import sys
 import time
 from typing import Any, TextIO
@@ -47,9 +48,10 @@ class Progress:
     def epoch(self, line: dict[str, Any], epochs: int) -> None:
         """Prints the line of an epoch, from its record; one of retraining has no projection."""
         if self._lines:
+            loss = math.nan if line["loss"] is None else line["loss"]
             text = (
                 f"epoch {line['epoch']:.0f}/{epochs}  {self._rate(line['step']):.0f} steps/s  "
-                f"loss {line['loss']:.4f}  "
+                f"loss {loss:.4f}  "
             )
             if "projected_accuracy" in line:
                 text += (

@@ -63,12 +63,14 @@ class Records:
         """Adds a record and writes its line; returns the line with its density.
 
         Args:
-            line: the fields of a line of metrics.jsonl, without `density`.
+            line: the fields of a line of metrics.jsonl, without `density`; a `loss` of None where
+                every step since the last record was skipped.
             params: the parameters at that step.
             opt_state: the optimizer's state at that step.
         """
         names = ("epoch", "loss", "accuracy", "projected_accuracy")
-        self.path.record(line["step"], opt_state, **{name: line[name] for name in names})
+        numbers = {name: math.nan if line[name] is None else line[name] for name in names}
+        self.path.record(line["step"], opt_state, **numbers)
         line = {**line, "density": float(self.path.density()[-1])}
         for name, w, gamma in self._norms(params, opt_state):
             self._w.setdefault(name, []).append(w)
@@ -100,6 +102,10 @@ class Records:
                 for name, units in self.path.groups.items()
             ]
         )
+
+    def skipped(self, step: int) -> int:
+        """Returns how many steps had been skipped by a step that was recorded, 0 before any."""
+        return next((line["skipped"] for line in self.lines if line["step"] == step), 0)
 
     def save(self) -> None:
         """Writes path.npz and norms.npz, each at once or not at all."""

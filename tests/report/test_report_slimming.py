@@ -95,15 +95,15 @@ def test_dense_masked_and_slim_stand_side_by_side(make_run):
     ]
     text = page.text["ticket"].replace("\N{NO-BREAK SPACE}", " ")
     assert "in 3 of 6 groups" in text
-    assert "81.23 % of the held-out images" in text
+    assert "81.23 % of the held-out data" in text
     assert "3 elements fewer" in text
     assert "40 steps from the weights of epoch 2" in text
-    assert "96.11 % of the test images; the dense network on 96.79 % (−0.68 points)" in text
+    assert "96.11 % of the test data; the dense network on 96.79 % (−0.68 points)" in text
     assert "6 of 10 channels are gone" in text
     assert "33.3 % of the parameters and 20.0 % of the operations" in text
     assert page.settings("ticket") == {
         "largest output difference, slim against masked": "1.2e-07 of the largest output",
-        "compared on": "144 held-out images, all classes",
+        "compared on": "144 held-out rows, all classes",
     }
 
 
