@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from dessilbi_jax import _order as order
-from dessilbi_jax._split_lbi import ScalarOrSchedule, SplitLBI
+from dessilbi_jax._split_lbi import ScalarOrSchedule, SplitLBI, replaced
+from dessilbi_jax.kernels import Momentum
 from dessilbi_jax.prox import expand
 from dessilbi_jax.state import SplitLBIState
 
@@ -32,6 +33,7 @@ def around(
     learning_rate: ScalarOrSchedule | None = None,
     last: optax.GradientTransformation | None = None,
     freeze: Freeze = False,
+    momentum: Momentum | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """chain(before, coupling, behind, −learning_rate, last), with V advanced behind `behind`.
 
@@ -40,6 +42,9 @@ def around(
 
     With `freeze`, or while it gives True for the count of updates, W and V of groups that are
     selected do not move.
+
+    `momentum` describes the `optax.trace`, with the decay of weights before it, that is all that
+    `before` or, where it accumulates the coupling, `behind` does: kernels then do it too.
 
     Raises:
         TypeError: for a `freeze` that is neither a bool nor a callable.
@@ -73,12 +78,16 @@ def around(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, DessiLBIState]:
+        given = updates
         updates, before_state = before.update(updates, state.before, params, **extra)
+        given, trace = (updates, None) if momentum is None else (given, _trace(state))
         updates = split.couple(updates, state.split, params)
         updates, behind_state = behind.update(updates, state.behind, params, **extra)
         updates = jax.tree.map(lambda u: order.apart(u)[0], updates)
         frozen = stopped(state.split, params)
-        split_state, readers = split.advance(state.split, params, updates, frozen)
+        made = split.fused(state.split, params, given, updates, frozen, momentum, trace)
+        updates = replaced(updates, made, "update")
+        split_state, readers = split.advance(state.split, params, updates, frozen, made)
         rate: Any = -1.0 if learning_rate is None else learning_rate
         if callable(rate):
             rate = rate(state.split.count)
@@ -95,6 +104,20 @@ def around(
                 for u, stop in zip(jax.tree.leaves(updates), frozen, strict=True)
             ]
             updates = jax.tree.unflatten(treedef, leaves)
-        return updates, DessiLBIState(before_state, split_state, behind_state, last_state)
+        out = DessiLBIState(before_state, split_state, behind_state, last_state)
+        if trace is not None and made:
+            new = optax.TraceState(replaced(_trace(out), made, "trace"))
+            out = jax.tree.map(lambda x: new if _is_trace(x) else x, out, is_leaf=_is_trace)
+        return updates, out
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_trace(x: Any) -> bool:
+    return isinstance(x, optax.TraceState)
+
+
+def _trace(state: DessiLBIState) -> Any:
+    """The one momentum in the state of `dessilbi`."""
+    (found,) = filter(_is_trace, jax.tree.leaves(state, is_leaf=_is_trace))
+    return found.trace

@@ -3,7 +3,8 @@
 import functools
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -12,6 +13,7 @@ import optax
 
 from dessilbi_jax import _automatic as automatic
 from dessilbi_jax import _order as order
+from dessilbi_jax import kernels
 from dessilbi_jax.prox import Penalty, Shrink, apply_shrink, expand, group_norms, shrink_all
 from dessilbi_jax.rules import StructureLike, as_structure, may_join, resolve
 from dessilbi_jax.state import SplitLBIState, check_state, shrink_leaves, shrink_trees, tie_trees
@@ -19,10 +21,11 @@ from dessilbi_jax.structure import LeafGroups
 
 ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
 Lam: TypeAlias = ScalarOrSchedule | Literal["auto"] | None
+NOTHING_MADE: Mapping[int, kernels.Made] = MappingProxyType({})
 
 
 class SplitLBI(NamedTuple):
-    """The four pure functions that DessiLBI is made of.
+    """The five pure functions that DessiLBI is made of.
 
     Attributes:
         init: parameters → state.
@@ -30,16 +33,20 @@ class SplitLBI(NamedTuple):
         selected: (state, parameters) → for each leaf which of its groups hold elements with
             W ≠ 0 and Γ ≠ 0, in the shape of the groups; None for leaves that are dense or whose
             groups are single elements.
-        advance: (state, parameters, read_before, frozen) → state with V and Γ one step on, and for
-            each leaf the arrays that read W. Arrays of `read_before`, a tree like the parameters,
-            are written before V is overwritten. V stays where `frozen`, a list like that of
-            `selected`, is True.
+        advance: (state, parameters, read_before, frozen, made) → state with V and Γ one step on,
+            and for each leaf the arrays that read W. Arrays of `read_before`, a tree like the
+            parameters, are written before V is overwritten. V stays where `frozen`, a list like
+            that of `selected`, is True. Leaves in `made` are done already.
+        fused: (state, parameters, updates, coupled updates, frozen, momentum, trace) → what
+            kernels make of the leaves that take them, by number of the leaf: the step with its
+            coupling and, where given, its momentum. Of coupled updates it uses the dtypes.
     """
 
     init: Callable[[Any], SplitLBIState]
     couple: Callable[[Any, SplitLBIState, Any], Any]
     selected: Callable[[SplitLBIState, Any], list[jax.Array | None]]
     advance: Callable[..., tuple[SplitLBIState, list[tuple[jax.Array, ...]]]]
+    fused: Callable[..., dict[int, kernels.Made]]
 
 
 def split_lbi(
@@ -54,9 +61,12 @@ def split_lbi(
     group_density: Any,
     steps: Any,
     at: Any,
+    kernel: kernels.Kernel,
     finished: bool,
 ) -> SplitLBI:
     """The parts of the transformation; `finished` says that updates are already steps of W."""
+    if kernel not in ("auto", "xla", "pallas"):
+        raise ValueError(f"kernel must be 'auto', 'xla' or 'pallas', got {kernel!r}")
     structure = as_structure(structure)
     if not callable(learning_rate):
         check_number("learning_rate", learning_rate)
@@ -93,7 +103,11 @@ def split_lbi(
         return [groups[i].penalty or default_penalty for i in which]
 
     def shrinks(
-        groups: Sequence[LeafGroups], which: Sequence[int], v: Sequence[jax.Array], lams: Any
+        groups: Sequence[LeafGroups],
+        which: Sequence[int],
+        v: Sequence[jax.Array],
+        lams: Any,
+        made: Mapping[int, kernels.Made] = NOTHING_MADE,
     ) -> list[Shrink]:
         # With lam="auto", rules' own λ are already part of `lams`.
         leaves = [groups[i] for i in which]
@@ -102,7 +116,8 @@ def split_lbi(
                 x if leaf.lam is None else leaf.lam for leaf, x in zip(leaves, lams, strict=True)
             ]
         here = [v[i] for i in which]
-        return shrink_all(leaves, penalties_of(groups, which), here, lams, kappa)
+        squares = [made[i].square if i in made else None for i in which]
+        return shrink_all(leaves, penalties_of(groups, which), here, lams, kappa, squares)
 
     def init(params: optax.Params) -> SplitLBIState:
         groups = resolve(structure, params)
@@ -149,9 +164,12 @@ def split_lbi(
     def rate_at(state: SplitLBIState) -> Any:
         return learning_rate(state.count) if callable(learning_rate) else learning_rate
 
+    def strength_at(state: SplitLBIState) -> Any:
+        return -rate_at(state) / nu if finished else 1 / nu
+
     def couple(updates: optax.Updates, state: SplitLBIState, params: optax.Params) -> optax.Updates:
         groups, treedef, w, v, shrink, gamma = leaves_of(state, params)
-        strength = -rate_at(state) / nu if finished else 1 / nu
+        strength = strength_at(state)
         u = treedef.flatten_up_to(updates)
         for i, leaf in enumerate(groups):
             if leaf.counts is not None:
@@ -180,6 +198,7 @@ def split_lbi(
         params: optax.Params,
         read_before: optax.Updates | None = None,
         frozen: Sequence[jax.Array | None] | None = None,
+        made: Mapping[int, kernels.Made] = NOTHING_MADE,
     ) -> tuple[SplitLBIState, list[tuple[jax.Array, ...]]]:
         groups, treedef, w, v, shrink, gamma = leaves_of(state, params)
         frozen = [None] * len(v) if frozen is None else frozen
@@ -190,6 +209,9 @@ def split_lbi(
         pace = rate_at(state) / (kappa * nu)
         readers: list[tuple[jax.Array, ...]] = [()] * len(v)
         for i in open_:
+            if i in made:
+                v[i] = made[i].v
+                continue
             here, old = order.apart(w[i], v[i])
             difference = here.astype(old.dtype) - rebuilt(old, shrink[i], gamma[i])
             moves = jnp.isfinite(difference)
@@ -199,7 +221,8 @@ def split_lbi(
             speed = jnp.where(moves, difference, 0)
             v[i] = old + order.after(_cast(pace, old), *first[i]) * speed
         # Γ is finite since V is kept so: it is W that can fail.
-        failed = _not_finite([w[i] for i in open_]) if open_ else jnp.int32(0)
+        failed = _not_finite([w[i] for i in open_ if i not in made])
+        failed = sum((done.failed for done in made.values()), failed)
         for i in open_:
             readers[i] = (v[i], failed)
         count = optax.safe_increment(state.count)
@@ -225,9 +248,11 @@ def split_lbi(
             1.0 if lean else order.after(1.0, *(gamma[i] for i in open_ if order.matters(gamma[i])))
         )
         lams = [new_lam * relative if auto else new_lam for relative in scale]
-        for i, made in zip(open_, shrinks(groups, open_, v, lams), strict=True):
-            shrink[i] = made
-            if not lean:
+        for i, new in zip(open_, shrinks(groups, open_, v, lams, made), strict=True):
+            shrink[i] = new
+            if i in made and made[i].gamma is not None:
+                gamma[i] = made[i].gamma
+            elif not lean:
                 gamma[i] = _cast(one, v[i]) * apply_shrink(v[i], shrink[i])
         advanced = SplitLBIState(
             count=count,
@@ -241,7 +266,46 @@ def split_lbi(
         )
         return advanced, readers
 
-    return SplitLBI(init, couple, selected, advance)
+    def fused(
+        state: SplitLBIState,
+        params: optax.Params,
+        updates: optax.Updates,
+        coupled: optax.Updates,
+        frozen: Sequence[jax.Array | None] | None = None,
+        momentum: kernels.Momentum | None = None,
+        trace: Any = None,
+    ) -> dict[int, kernels.Made]:
+        if not kernels.wanted(kernel, lean):
+            return {}
+        groups, treedef, w, v, shrink, _ = leaves_of(state, params)
+        g, u = treedef.flatten_up_to(updates), treedef.flatten_up_to(coupled)
+        m = [None] * len(v) if trace is None else treedef.flatten_up_to(trace)
+        decays = [None] * len(v) if momentum is None else momentum.decays(updates)
+        strength, pace = strength_at(state), rate_at(state) / (kappa * nu)
+        new_lam = None if auto else lam_at(state.count)
+        made = {}
+        for i, leaf in enumerate(groups):
+            if leaf.counts is None or (frozen is not None and frozen[i] is not None):
+                continue
+            lam_here = new_lam if leaf.lam is None or auto else leaf.lam
+            numbers = kernels.Numbers(strength, pace, decays[i], lam_here, kappa)
+            arrays = kernels.Arrays(w[i], g[i], m[i], v[i], u[i].dtype)
+            penalty = penalties_of(groups, [i])[0]
+            done = kernels.step(kernel, leaf, penalty, momentum, arrays, numbers, shrink[i], lean)
+            if done is not None:
+                made[i] = done
+        return made
+
+    return SplitLBI(init, couple, selected, advance, fused)
+
+
+def replaced(tree: Any, made: Mapping[int, kernels.Made], field: str) -> Any:
+    """A tree with the leaves that kernels have made, by number of the leaf, in their place."""
+    if not made:
+        return tree
+    leaves, treedef = jax.tree.flatten(tree)
+    new = [getattr(made[i], field) if i in made else leaf for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, new)
 
 
 def check_number(
@@ -291,6 +355,8 @@ def _not_finite(w: Sequence[jax.Array]) -> jax.Array:
     def count(w: Sequence[jax.Array]) -> jax.Array:
         return sum((jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in w), jnp.int32(0))
 
+    if not w:
+        return jnp.int32(0)
     finite = jnp.isfinite(jnp.stack([square(x) for x in w])).all()
     return jax.lax.cond(finite, lambda _: jnp.int32(0), count, w)
 

@@ -19,7 +19,8 @@ import jax
 import optax
 
 from dessilbi_jax._around import Freeze, around
-from dessilbi_jax._split_lbi import Lam, ScalarOrSchedule, check_number, split_lbi
+from dessilbi_jax._split_lbi import Lam, ScalarOrSchedule, check_number, replaced, split_lbi
+from dessilbi_jax.kernels import Kernel, Momentum
 from dessilbi_jax.prox import Penalty
 from dessilbi_jax.rules import StructureLike
 from dessilbi_jax.structure import filters, leaf_paths
@@ -38,6 +39,7 @@ def add_split_lbi(
     group_density: float | jax.Array | None = None,
     steps: int | jax.Array | None = None,
     at: float | jax.Array = 1.0,
+    kernel: Kernel = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """Adds (W − Γ)/ν to the updates and advances V and Γ.
 
@@ -63,6 +65,8 @@ def add_split_lbi(
         steps: with "auto", number of updates of the run.
         at: with "auto", fraction of `steps` at which the density is to be reached. λ is
             estimated eight times on the way, last at 0.8 of it, and Γ is zero before the first.
+        kernel: "xla", "pallas" for one pass over memory by `kernels`, which says what it serves,
+            or "auto": "pallas" on backends where that was measured to be faster.
 
     Returns:
         An Optax transformation with state `SplitLBIState`.
@@ -91,13 +95,15 @@ def add_split_lbi(
     """
     split = split_lbi(
         learning_rate, kappa, nu, lam, structure, lean, penalty,
-        density, group_density, steps, at, finished=False,
+        density, group_density, steps, at, kernel, finished=False,
     )  # fmt: skip
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **_: Any
     ) -> tuple[optax.Updates, Any]:
-        return split.couple(updates, state, params), split.advance(state, params)[0]
+        coupled = split.couple(updates, state, params)
+        made = split.fused(state, params, updates, coupled)
+        return replaced(coupled, made, "update"), split.advance(state, params, made=made)[0]
 
     return optax.GradientTransformationExtraArgs(split.init, update)
 
@@ -117,6 +123,7 @@ def wrap(
     steps: int | jax.Array | None = None,
     at: float | jax.Array = 1.0,
     freeze: Freeze = False,
+    kernel: Kernel = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """DessiLBI around an optimizer that is already built, such as `optax.adamw(1e-3)`.
 
@@ -134,7 +141,7 @@ def wrap(
         raise TypeError(f"tx must be an Optax transformation, got {type(tx).__name__}")
     split = split_lbi(
         learning_rate, kappa, nu, lam, structure, lean, penalty,
-        density, group_density, steps, at, finished=True,
+        density, group_density, steps, at, kernel, finished=True,
     )  # fmt: skip
     return around(tx, split, optax.identity(), freeze=freeze)
 
@@ -159,6 +166,7 @@ def dessilbi(
     freeze: Freeze = False,
     weight_decay_mask: Any = None,
     accumulator_dtype: Any = None,
+    kernel: Kernel = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """DessiLBI on stochastic gradient descent; with ν → ∞ it is `optax.sgd`.
 
@@ -179,7 +187,7 @@ def dessilbi(
 
     Args:
         learning_rate, kappa, nu, lam, structure, lean, penalty, density, group_density, steps,
-            at: see `add_split_lbi`.
+            at, kernel: see `add_split_lbi`.
         momentum: τ in [0, 1), or None for none.
         nesterov: Nesterov's form, as in `optax.trace`.
         weight_decay: β ≥ 0.
@@ -217,21 +225,22 @@ def dessilbi(
         raise ValueError("nesterov=True needs a momentum")
     split = split_lbi(
         learning_rate, kappa, nu, lam, structure, lean, penalty,
-        density, group_density, steps, at, finished=False,
+        density, group_density, steps, at, kernel, finished=False,
     )  # fmt: skip
-    trace = optax.identity()
+    nothing = optax.identity()
+    trace, decay, fused = nothing, nothing, None
     if momentum is not None:
         trace = optax.trace(momentum, nesterov, accumulator_dtype)
-    decay = optax.identity()
+        fused = Momentum(momentum, nesterov, variant == "paper")
     if not (isinstance(weight_decay, numbers.Number) and weight_decay == 0):
         mask = weight_decay_mask
         if mask is None:
             mask = functools.partial(_decayed, skip="bn" if variant == "toolbox" else None)
-        sign = -1 if variant == "paper" else 1
-        decay = optax.add_decayed_weights(sign * weight_decay, mask)
+        decay = optax.add_decayed_weights((-1 if variant == "paper" else 1) * weight_decay, mask)
+        fused = fused and fused._replace(weight_decay=weight_decay, mask=mask)
     if variant == "paper":
-        return around(optax.identity(), split, trace, learning_rate, decay, freeze)
-    return around(optax.chain(decay, trace), split, optax.identity(), learning_rate, None, freeze)
+        return around(nothing, split, trace, learning_rate, decay, freeze, fused)
+    return around(optax.chain(decay, trace), split, nothing, learning_rate, None, freeze, fused)
 
 
 def _decayed(params: Any, skip: str | None) -> Any:

@@ -99,7 +99,10 @@ def group_norm(v: jax.Array, counts: tuple[int, ...]) -> jax.Array:
 
 
 def group_norms(
-    counts: Sequence[tuple[int, ...]], joint: Sequence[Numbers], v: Sequence[jax.Array]
+    counts: Sequence[tuple[int, ...]],
+    joint: Sequence[Numbers],
+    v: Sequence[jax.Array],
+    squares: Sequence[jax.Array | None] | None = None,
 ) -> list[jax.Array]:
     """`group_norm` of several leaves: a joint group is normed as a whole, over all its members.
 
@@ -107,6 +110,7 @@ def group_norms(
         counts: number of groups along each axis (`LeafGroups.counts`), for each leaf.
         joint: the joint group of every cell (`LeafGroups.joint`), for each leaf.
         v: the leaves.
+        squares: their sums of squares over each cell, for the leaves where they are known.
 
     Example:
         >>> import jax.numpy as jnp
@@ -116,13 +120,15 @@ def group_norms(
         >>> [norm.tolist() for norm in norms]
         [[[5.0, 1.0]], [5.0, 1.0]]
     """
-    own = [numbers is None for numbers in joint]
-    squares = [
-        x if alone else _square(x, cells) for x, cells, alone in zip(v, counts, own, strict=True)
+    known = [None] * len(v) if squares is None else squares
+    own = [j is None and square is None for j, square in zip(joint, known, strict=True)]
+    each = [
+        x if alone else _square(x, cells) if square is None else square
+        for x, cells, alone, square in zip(v, counts, own, known, strict=True)
     ]
     return [
         group_norm(x, cells) if alone else _root(x)
-        for x, cells, alone in zip(joint_sums(joint, squares), counts, own, strict=True)
+        for x, cells, alone in zip(joint_sums(joint, each), counts, own, strict=True)
     ]
 
 
@@ -220,12 +226,15 @@ def shrink_all(
     v: Sequence[jax.Array],
     lams: Sequence[Any],
     kappa: jax.Array | float,
+    squares: Sequence[jax.Array | None] | None = None,
 ) -> list[Shrink]:
     """`Penalty.shrink` of several leaves, which joint groups may span.
 
     Args:
         leaves, penalties, v, lams: the groups, Ω, V and λ of each (structured) leaf.
         kappa: κ > 0.
+        squares: of the leaves where they are known, the sums of squares over each cell of V, or
+            of S_{mix·λ}(V) where the penalty has a `mix`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -243,7 +252,8 @@ def shrink_all(
         for i in grouped
     ]
     cells = [leaves[i].counts or () for i in grouped]
-    each = group_norms(cells, [leaves[i].joint for i in grouped], inner)
+    known = None if squares is None else [squares[i] for i in grouped]
+    each = group_norms(cells, [leaves[i].joint for i in grouped], inner, known)
     norms = dict(zip(grouped, each, strict=True))
     sizes = group_sizes(leaves)
     out = []

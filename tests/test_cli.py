@@ -48,13 +48,14 @@ def test_a_run_prints_its_outcome_and_is_quiet_without_a_terminal(finished):
     lines = process.stdout.splitlines()
     result = json.loads((out / "result.json").read_text())
     assert process.stderr == ""
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert lines[0] == f"The run in {out} is finished."
     assert f"{result['test_accuracy']:.1%}".replace("%", " % dense") in lines[1]
-    assert "30.0 % asked for" in lines[2]
-    assert "of 49,600 structured weights" in lines[2]
-    assert lines[3].strip().startswith("training   40 steps in ")
-    assert lines[4].split() == ["report", str(out / "report.html")]
+    assert lines[2].split()[:2] == ["loss", f"{result['test_loss']:.4f}"]
+    assert "30.0 % asked for" in lines[3]
+    assert "of 49,600 structured weights" in lines[3]
+    assert lines[4].strip().startswith("training   40 steps in ")
+    assert lines[5].split() == ["report", str(out / "report.html")]
 
 
 def test_the_command_is_kept_and_the_preset_named(finished):

@@ -197,6 +197,6 @@ def test_a_folder_with_all_that_was_made_is_still_a_run(run, tmp_path, capsys):
 def test_describe_shows_what_can_be_cut_out(capsys):
     lines = said(capsys, "describe", "vgg-small-cifar10", "--structure", "channels")
     text = "\n".join(lines)
-    assert "what can be cut out, for one image:" in text
+    assert "what can be cut out, for one row of the batch:" in text
     assert "parameters in 448 groups" in text
     assert "conv6/kernel" in text

@@ -14,7 +14,8 @@ PACKAGE = Path(dessilbi_jax.__file__).parent
 
 # Each imports only what stands before it. A new module has to be given its place here.
 ORDER = [
-    "structure", "_joint", "rules", "prox", "state", "kernels", "_order", "_automatic",
+    "structure", "_joint", "rules", "prox", "state", "_kernel_plan", "_kernel_call",
+    "kernels", "_order", "_automatic",
     "_calibrate", "_split_lbi", "_around", "optimizer", "_diagnose",
     "_masks", "_archive", "_choose", "ticket", "_observe", "path", "_toolbox", "_monitor",
     "_plan", "_axes", "_follow", "_follow_shape", "_follow_product", "_groups", "_network",
