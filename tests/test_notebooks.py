@@ -1,6 +1,7 @@
 """Every notebook runs from top to bottom as in a checkout, and leaves the numbers it claims."""
 
 import ast
+import json
 import os
 from pathlib import Path
 
@@ -149,3 +150,17 @@ def test_slimming_leaves_the_numbers_it_speaks_of(executed):
     assert numbers["same_ticket"]
     files = {"params.safetensors", "plan.json", "card.json", "forward.jaxexport"}
     assert {file.name for file in (folder / "small").iterdir()} == files
+
+
+def test_scaling_leaves_the_numbers_it_speaks_of(executed):
+    notebook, folder = executed("03_scaling")
+    (result,) = outputs(notebook, "execute_result")
+    numbers = ast.literal_eval(result.data["text/plain"])
+    assert numbers["devices"] == 8
+    assert numbers["same_support"]
+    assert numbers["largest_difference_of_loss"] < 1e-5
+    # An eighth of each, but for small leaves that are on every device.
+    for tree in ("w", "v", "gamma"):
+        assert 0.125 <= numbers[f"share_of_{tree}"] < 0.15
+    lines = (folder / "scaled" / "metrics.jsonl").read_text().splitlines()
+    assert numbers["steps_of_the_resumed_run"] == json.loads(lines[-1])["step"] == 60
