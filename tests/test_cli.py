@@ -66,9 +66,10 @@ def test_the_command_is_kept_and_the_preset_named(finished):
     assert config["config"]["epochs"] == 1
 
 
-def test_resuming_a_finished_run_says_so(finished, capsys):
+@pytest.mark.parametrize("option", ["--resume", "--auto-resume"])
+def test_resuming_a_finished_run_says_so(finished, capsys, option):
     out, _ = finished
-    assert cli.main(["train", "demo", *SHORT, "--out", str(out), "--resume"]) == 0
+    assert cli.main(["train", "demo", *SHORT, "--out", str(out), option]) == 0
     captured = capsys.readouterr()
     assert "is finished already, there is nothing to resume." in captured.out
     assert "30.0 % asked for" in captured.out

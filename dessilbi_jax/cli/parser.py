@@ -109,6 +109,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on with the run that is in the folder"
     )
     running.add_argument(
+        "--auto-resume", action="store_const", const="auto", dest="resume",
+        help="--resume where there is a run, for commands that are started again by a machine",
+    )  # fmt: skip
+    running.add_argument(
         "--checkpoint-steps", type=int, metavar="N",
         help="steps between checkpoints, besides those at the ends of epochs",
     )  # fmt: skip

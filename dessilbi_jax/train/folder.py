@@ -92,7 +92,7 @@ def read_config(run: Path) -> TrainConfig:
 
 
 def check(
-    run: Path, config: TrainConfig, *, resume: bool, overwrite: bool
+    run: Path, config: TrainConfig, *, resume: bool | Literal["auto"], overwrite: bool
 ) -> Literal["new", "resume", "finished"]:
     """Says what is to be done with the folder of a run; changes nothing.
 
@@ -102,7 +102,7 @@ def check(
 
     Raises:
         FileExistsError: the folder holds another run, or files that are not of a run.
-        FileNotFoundError: `resume`, and there is no run.
+        FileNotFoundError: `resume` is True, and there is no run.
         ValueError: `resume` with another configuration, or with `overwrite`.
         NotADirectoryError: it is no folder.
     """
@@ -110,8 +110,9 @@ def check(
         raise ValueError("--resume continues a run and --overwrite deletes it: give one of the two")
     if run.exists() and not run.is_dir():
         raise NotADirectoryError(f"{run} is a file: give another folder with --out")
-    if resume:
-        if not (run / CONFIG).exists():
+    there = (run / CONFIG).exists()
+    if resume is True or (resume and there):
+        if not there:
             raise FileNotFoundError(f"nothing to resume: there is no run in {run}")
         changed = differences(read_config(run), config)
         if changed:

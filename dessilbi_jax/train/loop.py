@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def fit(
     mesh: str = "auto",
     checkpoint_steps: int | None = None,
     keep: int = KEPT,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -77,7 +77,8 @@ def fit(
             epochs.
         keep: how many of the last checkpoints are kept, besides the one with the best held-out
             accuracy.
-        resume: go on with the run in `out`, which must have the same configuration.
+        resume: go on with the run in `out`, which must have the same configuration; "auto": if
+            there is one.
         overwrite: delete the run in `out` first. Only files of a run are ever deleted.
         progress: what to print; by default a `Progress`, quiet where there is no terminal.
 
@@ -93,7 +94,7 @@ def fit(
             fit the devices.
         FileExistsError: `out` holds another run, or files that are not of a run, or another
             process is writing it.
-        FileNotFoundError: `resume` and no run is in `out`, or the data is not in `data_dir`.
+        FileNotFoundError: `resume=True` and no run in `out`, or the data is not in `data_dir`.
         OSError: the disk is full or not to be written; nothing that was written before is lost.
         FloatingPointError: the loss, or what batch statistics make of it, is no longer finite; or
             with `nonfinite="skip"` every step of an epoch was skipped.

@@ -105,6 +105,15 @@ def test_resume_goes_on_with_the_same_configuration_only(run):
     assert check(run, resume=True) == "finished"
 
 
+def test_resume_where_there_is_a_run(run, tmp_path):
+    assert check(run, resume="auto") == "resume"
+    assert check(tmp_path / "none", resume="auto") == "new"
+    with pytest.raises(ValueError, match="another configuration"):
+        check(run, dataclasses.replace(CONFIG, seed=5), resume="auto")
+    (run / "result.json").write_text("{}")
+    assert check(run, resume="auto") == "finished"
+
+
 def test_resume_needs_a_run_and_excludes_overwrite(tmp_path):
     for run in (tmp_path, tmp_path / "none"):
         with pytest.raises(FileNotFoundError, match="nothing to resume: there is no run in"):
