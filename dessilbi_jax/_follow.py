@@ -318,6 +318,9 @@ def _while(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
 @primitive(RULES, "cond")
 def _cond(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     index, *args = ins
+    platforms = eqn.params.get("branches_platforms")
+    if platforms and None in platforms:  # all branches compute the same: the general one tells
+        return self.run(eqn.params["branches"][platforms.index(None)], args, eqn)
     before, outs, costs = self.costs, [], []
     for branch in eqn.params["branches"]:
         self.costs = []

@@ -45,8 +45,13 @@ def keep_support(mask: Any) -> optax.GradientTransformation:
         if not jax.tree.leaves(params):  # a tree without leaves asks for the state's form
             return KeepSupportState(params)
         tree = mask(params) if callable(mask) else mask
-        leaves = [jnp.array(m) for m in mask_leaves(params, tree)]  # copies: may be donated
-        return KeepSupportState(jax.tree.unflatten(jax.tree.structure(params), leaves))
+        w, treedef = jax.tree.flatten(params)
+        # Copies that lie on the devices as the parameters do: may be donated.
+        leaves = [
+            jnp.zeros_like(p, dtype=bool) | m
+            for p, m in zip(w, mask_leaves(params, tree), strict=True)
+        ]
+        return KeepSupportState(jax.tree.unflatten(treedef, leaves))
 
     def update(
         updates: optax.Updates, state: KeepSupportState, params: optax.Params | None = None

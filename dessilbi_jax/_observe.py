@@ -48,11 +48,9 @@ def to_host(tree: Any) -> Any:
     def fetch(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
             return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-        return np.asarray(x)
+        return jax.device_get(x)  # which leaves names and numbers alone
 
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return jax.tree.map(fetch, tree)
+    return jax.device_get(tree) if jax.process_count() == 1 else jax.tree.map(fetch, tree)
 
 
 def _ties(state: SplitLBIState) -> dict[str, np.ndarray]:

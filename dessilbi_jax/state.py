@@ -223,7 +223,8 @@ def support(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
     def leaf_support(v: jax.Array, stored: Any, shrink: Shrink, _: Any) -> Any:
         if v.dtype == bool:
             return jnp.ones_like(v)
-        return jnp.broadcast_to(expand(select(v, shrink), v.shape), v.shape)
+        # Made like V, the mask of whole groups lies on the devices as V does.
+        return jnp.zeros_like(v, dtype=bool) | expand(select(v, shrink), v.shape)
 
     def hidden(p: jax.Array) -> jax.Array:
         return jnp.ones_like(p, dtype=bool)

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from dessilbi_jax.cli import commands, tickets
 from dessilbi_jax.cli.parser import COMMANDS, make_parser
+from dessilbi_jax.train.allocator import keep_memory
 from dessilbi_jax.train.config import near_miss
 from dessilbi_jax.train.presets import PRESETS
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the process is the command's own
+        keep_memory()
     debug = "--debug" in words
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

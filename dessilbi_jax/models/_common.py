@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from dessilbi_jax.models._conv import convolve
+
 _BLOCK = 1 << 15
 _LARGE_BLOCK = 1 << 20  # of kernels with more numbers than this
 
@@ -128,6 +130,7 @@ def conv(
         feature_group_count=groups,
         dtype=dtype,
         kernel_init=kernel_init,
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 
@@ -217,12 +220,15 @@ def image_mean(x: jax.Array) -> jax.Array:
     return x.mean(axis=(1, 2), dtype=jnp.float32)
 
 
+@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
     """The largest value of each 2x2 window, at stride 2: [N, H, W, C] to [N, H//2, W//2, C].
 
     An odd last row or column is dropped. Equal to `nnx.max_pool(x, (2, 2), (2, 2))`; written as
     a maximum of four slices because XLA differentiates the windowed form several times slower
-    on a CPU.
+    on a CPU. Where values are equal the gradient is shared as `jnp.maximum` does: in halves
+    between the two of a row, and in halves between the rows. Forward mode raises `TypeError`, but
+    may be taken of a gradient.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -230,10 +236,35 @@ def max_pool(x: jax.Array) -> jax.Array:
         Array([[ 5.,  7.],
                [13., 15.]], dtype=float32)
     """
+    return _pooled(x)[0]
+
+
+def _pooled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     top = jnp.maximum(x[:, 0:height:2, 0:width:2], x[:, 0:height:2, 1:width:2])
     bottom = jnp.maximum(x[:, 1:height:2, 0:width:2], x[:, 1:height:2, 1:width:2])
-    return jnp.maximum(top, bottom)
+    return jnp.maximum(top, bottom), x
+
+
+def _unpooled(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    """The gradient by comparisons in place; that of slices would be four padded arrays added."""
+    n, high, wide, channels = dy.shape
+    whole = x[:, : 2 * high, : 2 * wide].reshape(n, high, 2, wide, 2, channels)
+    left, right = whole[..., 0, :], whole[..., 1, :]
+    rows = jnp.maximum(left, right)
+    dy = jnp.stack(_shared(rows[:, :, 0], rows[:, :, 1], dy), axis=2)
+    dx = jnp.stack(_shared(left, right, dy), axis=4).reshape(n, 2 * high, 2 * wide, channels)
+    odd = ((0, 0), (0, x.shape[1] - 2 * high), (0, x.shape[2] - 2 * wide), (0, 0))
+    return (jnp.pad(dx, odd),)
+
+
+def _shared(a: jax.Array, b: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The gradients of a maximum of two."""
+    half, none = jnp.where(a == b, dy / 2, dy), jnp.zeros_like(dy)
+    return jnp.where(a >= b, half, none), jnp.where(b >= a, half, none)
+
+
+max_pool.defvjp(_pooled, _unpooled)
 
 
 def check_input(x: jax.Array, input_shape: tuple[int, ...]) -> None:

@@ -14,7 +14,7 @@ folder has to be one that all of them see.
 import contextlib
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -25,13 +25,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from dessilbi_jax.train import folder, processes
+from dessilbi_jax.train import folder, processes, storage
 from dessilbi_jax.train.step import TrainState
 
 KEPT = 2
 _STATE, _META, _CHECKSUMS = "state", "meta.json", "checksums.json"
-# Orbax writes these once more after all else, and nothing of ours reads them.
 _NONE, _BAD = -1, -2  # instead of a step
+_NO_ACCURACY = -1.0
+# Orbax writes these once more after all else, and nothing of ours reads them.
 _UNCHECKED = {_CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
@@ -51,6 +52,19 @@ class Snapshot(NamedTuple):
     data: bytes = b""
 
 
+class _Best(policies.PreservationPolicy):
+    """Keeps the checkpoint with the highest accuracy, the last of several."""
+
+    def __init__(self, accuracies: dict[int, float]) -> None:
+        self._accuracies = accuracies
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Says of each checkpoint whether it is the best."""
+        found = [(self._accuracies.get(c.step, _NO_ACCURACY), c.step) for c in checkpoints]
+        best = max(found, default=(_NO_ACCURACY, 0))
+        return [each == best and best[0] > _NO_ACCURACY for each in found]
+
+
 class Checkpoints:
     """Writes the checkpoints of a run; the last ones are kept, and the best.
 
@@ -62,18 +76,11 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = KEPT) -> None:
-        self._directory = directory
+        self._directory, self._stack = directory, contextlib.ExitStack()
         self._pending: tuple[int, dict[str, bytes], dict[str, Any]] | None = None
-        kept = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(keep),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["accuracy"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        # Of a run that was resumed too, which Orbax's own policy would not know.
+        self._accuracies = {step: _accuracy(directory / str(step)) for step in _steps(directory)}
+        kept = policies.AnyPreservationPolicy([policies.LatestN(keep), _Best(self._accuracies)])
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -84,6 +91,7 @@ class Checkpoints:
         )
 
     def __enter__(self) -> "Checkpoints":
+        self._stack.enter_context(storage.quiet())
         return self
 
     def __exit__(
@@ -92,12 +100,23 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.wait()
-            self._manager.close()
-            return
-        with contextlib.suppress(Exception):  # what went wrong first is what is told
-            self._manager.close()
+        with self._stack:
+            try:
+                self.wait()
+                failed = error
+            except OSError as late:
+                failed = error or late
+            if failed is None:
+                self._manager.close()
+                return
+            with contextlib.suppress(Exception):  # what went wrong first is what is told
+                self._manager.close()
+            if processes.is_first():
+                for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            storage.forget()
+            if error is None:
+                raise failed
 
     def save(self, snapshot: Snapshot, accuracy: float | None = None) -> None:
         """Begins to write a checkpoint, named by the step of its state; waits for the one before.
@@ -119,11 +138,11 @@ class Checkpoints:
             "accuracy": accuracy,
         }
         self._pending = step, snapshot.records, meta
+        self._accuracies[step] = _NO_ACCURACY if accuracy is None else accuracy
         with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(snapshot.state)),
-                metrics=None if accuracy is None else {"accuracy": accuracy},
                 force=True,
             )
 
@@ -140,13 +159,16 @@ class Checkpoints:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+            return
         except Exception as error:  # Orbax and TensorStore raise of many kinds
-            step = "" if self._pending is None else f" of step {self._pending[0]}"
-            raise OSError(
-                f"the checkpoint{step} could not be written ({_first_line(error)}); last good "
-                f"checkpoint: {newest(self._directory) or 'none yet'}. Make room or give write "
-                "permission, then go on with --resume"
-            ) from error
+            why = storage.reason(error)
+        # Not while the error is handled: its traceback would keep alive all calls it ended.
+        step = "" if self._pending is None else f" of step {self._pending[0]}"
+        raise OSError(
+            f"the checkpoint{step} could not be written ({why}); last good checkpoint: "
+            f"{newest(self._directory) or 'none yet'}. Make room or give write permission, then "
+            "go on with --resume"
+        )
 
     def _complete(self) -> None:
         """Adds the records and the checksums, before the folder gets its name."""
@@ -161,6 +183,7 @@ class Checkpoints:
         folder.write_json(checkpoint / _CHECKSUMS, _checksums(checkpoint))
 
 
+@storage.quiet()
 def restore_latest(directory: Path, like: TrainState) -> tuple[Snapshot | None, list[str]]:
     """Reads the newest good checkpoint.
 
@@ -209,6 +232,7 @@ def restore_latest(directory: Path, like: TrainState) -> tuple[Snapshot | None, 
     return Snapshot(state, records, float(meta["seconds"]), meta["data"].encode()), notes
 
 
+@storage.quiet()
 def load_params(
     run: str | Path, which: Literal["newest", "best"] = "newest"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -282,11 +306,11 @@ def _newest(directory: Path, *, by_accuracy: bool = False) -> tuple[int | None, 
 
 
 def _accuracy(checkpoint: Path) -> float:
-    """Returns the accuracy that a checkpoint was saved with, -1 where there is none."""
+    """Returns the accuracy that a checkpoint was saved with, `_NO_ACCURACY` without any."""
     try:
         return float(folder.read_json(checkpoint / _META)["accuracy"])
     except (OSError, ValueError, KeyError, TypeError):
-        return -1.0
+        return _NO_ACCURACY
 
 
 def _damage(checkpoint: Path) -> str | None:
@@ -326,8 +350,3 @@ def _checksums(checkpoint: Path) -> dict[str, int]:
         for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file.name not in _UNCHECKED
     }
-
-
-def _first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its kind where there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

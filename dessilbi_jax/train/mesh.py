@@ -8,6 +8,7 @@ finds the collectives.
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -198,3 +199,25 @@ def place(x: Any, sharding: NamedSharding) -> jax.Array:
 def shardings(tree: Any) -> Any:
     """Returns the sharding of each array of a tree."""
     return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def gathered(params: Any, where: Sequence[Any]) -> Any:
+    """Returns the parameters whole along `fsdp`, as the network is to compute with them.
+
+    To be called inside a compiled step. Left alone, XLA may divide activations along `fsdp` too;
+    where that met `data` and `tensor` it gave wrong gradients and no error, as on a mesh of
+    data=2,fsdp=2,tensor=2 with JAX 0.10 and 0.12 (openxla/xla issue 40034).
+
+    Args:
+        params: tree of arrays.
+        where: the sharding of each of them outside the step; None for what knows none.
+    """
+
+    def whole(x: jax.Array, sharding: Any) -> jax.Array:
+        if not isinstance(sharding, NamedSharding) or "fsdp" not in sharding.spec:
+            return x
+        spec = PartitionSpec(*(None if name == "fsdp" else name for name in sharding.spec))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
+
+    leaves, treedef = jax.tree.flatten(params)
+    return jax.tree.unflatten(treedef, map(whole, leaves, where))

@@ -88,8 +88,7 @@ def placed_state(
 ) -> TrainState:
     """Returns the first state on the devices of a mesh.
 
-    V, Γ and moments lie where their parameters lie: the optimizer's `init` runs outside jit, where
-    an array made like another takes its sharding. All that is left is on every device.
+    V, Γ and moments lie where their parameters lie; all that is left is on every device.
     """
     params, stats = jax.tree.map(np.asarray, (params, stats))
     state = first_state(place_params(params, mesh), place_whole(stats, mesh), tx)

@@ -5,6 +5,7 @@ evaluation (they differ in what batch normalisation does), its parameters and it
 statistics as nested dicts whose leaf paths read like `fc1/kernel`.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import optax
 from flax import nnx
 
 from dessilbi_jax import data
+from dessilbi_jax.train.mesh import gathered, shardings
 
 Tree = Any
 Batch = tuple[jax.Array, jax.Array]
@@ -103,11 +105,15 @@ def split_network(
 
 def first_state(params: Tree, stats: Tree, tx: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first step; the optimizer's lies where the parameters lie."""
+    # Outside jit an array made like another takes its place; on one device there is but one, and
+    # a compiled program is made faster than many small ones.
+    alone = all(len(x.devices()) == 1 for x in jax.tree.leaves(params))
+    init = jax.jit(tx.init) if alone else tx.init
     return TrainState(
         step=jnp.int32(0),
         params=params,
         stats=stats,
-        opt_state=tx.init(params),
+        opt_state=init(params),
         loss_sum=jnp.float32(0),
         loss_steps=jnp.int32(0),
         bad_step=jnp.int32(-1),
@@ -126,6 +132,34 @@ def make_step(
 ) -> Callable[[TrainState, Any], TrainState]:
     """Returns `step(state, given) -> state`, jitted; the old state is donated.
 
+    The new state lies on the devices as the one of the first call does. The arguments are those of
+    `placed_step`.
+    """
+    compiled: list[Callable[[TrainState, Any], TrainState]] = []
+
+    def first_call_knows_where(state: TrainState, given: Any) -> TrainState:
+        if not compiled:
+            where = shardings(state)
+            compiled.append(
+                placed_step(network, tx, pick, where, seed=seed, augment=augment, skip=skip)
+            )
+        return compiled[0](state, given)
+
+    return first_call_knows_where
+
+
+def placed_step(
+    network: Network,
+    tx: optax.GradientTransformation,
+    pick: Callable[[Any, jax.Array], Batch],
+    where: TrainState,
+    *,
+    seed: int,
+    augment: bool,
+    skip: bool = False,
+) -> Any:
+    """Returns `step(state, given) -> state` as `jax.jit` makes it; the old state is donated.
+
     One jitted call a step: XLA runs convolutions several times slower inside a scan on the CPU.
     Augmentation depends on (seed, step) alone, so that a resumed run sees the same images. The
     new state lies on the devices as the old one does, which the compiler alone would not promise.
@@ -135,13 +169,15 @@ def make_step(
         tx: the optimizer.
         pick: of what the step is given and the number of updates made, inputs and labels; -1
             marks labels that do not count.
+        where: the shardings of the state.
         seed: of the augmentation.
         augment: whether images are moved and mirrored.
         skip: leave out a step whose loss or gradient is not finite: only `skipped` counts it.
     """
+    parts = jax.tree.leaves(where.params)
 
     def loss_fn(params: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Tree]:
-        logits, stats = network.train(params, stats, x)
+        logits, stats = network.train(gathered(params, parts), stats, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), stats
 
     def step(state: TrainState, given: Any) -> TrainState:
@@ -171,15 +207,7 @@ def make_step(
         left_out = state._replace(step=state.step + 1, skipped=state.skipped + 1)
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, left_out)
 
-    compiled: list[Callable[[TrainState, Any], TrainState]] = []
-
-    def first_call_knows_where(state: TrainState, given: Any) -> TrainState:
-        if not compiled:
-            where = jax.tree.map(lambda x: x.sharding, state)
-            compiled.append(jax.jit(step, donate_argnums=0, out_shardings=where))
-        return compiled[0](state, given)
-
-    return first_call_knows_where
+    return jax.jit(step, donate_argnums=0, out_shardings=where)
 
 
 def make_evaluate(
@@ -190,10 +218,11 @@ def make_evaluate(
     Labels of -1 are padding and count nothing. Of tokens each is a row.
     """
 
-    @jax.jit
+    @functools.partial(jax.jit, static_argnums=0)
     def count(
-        params: Tree, stats: Tree, inputs: jax.Array, labels: jax.Array
+        where: tuple[Any, ...], params: Tree, stats: Tree, inputs: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        params = gathered(params, where)
         logits = network.evaluate(params, stats, network.normalise(inputs))
         real = labels >= 0
         right = (jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels) & real
@@ -201,7 +230,8 @@ def make_evaluate(
         return right.sum(), jnp.where(real, losses, 0.0).sum(), real.sum()
 
     def evaluate(params: Tree, stats: Tree, batches: Iterable[Batch]) -> tuple[float, float]:
-        counts = jax.device_get([count(params, stats, x, y) for x, y in batches])
+        where = tuple(getattr(x, "sharding", None) for x in jax.tree.leaves(params))
+        counts = jax.device_get([count(where, params, stats, x, y) for x, y in batches])
         right, loss, rows = (sum(float(c[i]) for c in counts) for i in range(3))
         return right / rows, loss / rows
 

@@ -1,0 +1,53 @@
+"""Benchmarks by name: `python -m benchmarks NAME`."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_benchmark_is_listed_with_its_question(capsys):
+    assert benchmarks.main(["--list"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    files = {f.stem for f in (ROOT / "benchmarks").glob("*.py") if "\ndef main(" in f.read_text()}
+    assert lines.keys() == files - {"__main__"}
+    assert lines["kill"].startswith("Does a run that is killed again and again end as one")
+
+
+def test_a_benchmark_sees_its_own_options_and_name(monkeypatch):
+    seen = []
+    module = types.SimpleNamespace(main=lambda: seen.append(sys.argv))
+    monkeypatch.setattr(sys, "argv", ["before"])
+    monkeypatch.setitem(sys.modules, "benchmarks.kill", module)
+    assert benchmarks.main(["kill", "--times", "3"]) == 0
+    assert seen == [[str(ROOT / "benchmarks" / "kill.py"), "--times", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("kil", "did you mean kill?"), ("qqqq", "--list names them all"), ("common", "names them")],
+)
+def test_a_name_that_is_unknown_is_told_with_one_that_is_near(capsys, name, hint):
+    assert benchmarks.main([name]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"benchmarks: error: there is no benchmark {name!r}: ")
+    assert hint in captured.err
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0)])
+def test_without_a_name_it_says_how_it_is_used(capsys, words, code):
+    assert benchmarks.main(words) == code
+    assert "python -m benchmarks NAME [options]" in capsys.readouterr().out
+
+
+def test_as_a_command():
+    words = [sys.executable, "-m", "benchmarks", "kill", "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    assert "--times TIMES" in done.stdout
