@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import step_time
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,3 +52,10 @@ def test_as_a_command():
     words = [sys.executable, "-m", "benchmarks", "kill", "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     assert "--times TIMES" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["sgd", "xla"])
+def test_the_steps_of_jax_are_those_that_are_timed(kind):
+    step = step_time.make(kind, "lenet5", batch=4, threads=1)
+    assert step() is None
+    assert {kind for kind, _ in step_time.RIVALS.values()} >= {kind, "torch", "dessilbi"}
