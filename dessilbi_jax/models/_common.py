@@ -31,7 +31,7 @@ def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.A
         >>> print(f"{kernel.std():.3f}")
         0.050
     """
-    return _normal(key, shape, dtype, math.sqrt(2 / math.prod(shape[:-1])))
+    return draw_normal(key, shape, dtype, math.sqrt(2 / math.prod(shape[:-1])))
 
 
 def glorot_normal(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
@@ -46,13 +46,17 @@ def glorot_normal(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> j
         0.050
     """
     fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
-    return _normal(key, shape, dtype, math.sqrt(2 / fans))
+    return draw_normal(key, shape, dtype, math.sqrt(2 / fans))
 
 
-def _normal(
+def draw_normal(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike, deviation: float
 ) -> jax.Array:
-    """Numbers from N(0, deviation²) in the given shape."""
+    """Numbers from N(0, deviation²) in the given shape.
+
+    They are drawn in blocks of two sizes, because XLA compiles its generator anew for every shape,
+    most of a second each time on a CPU.
+    """
     block = _BLOCK if math.prod(shape) <= _LARGE_BLOCK else _LARGE_BLOCK
     blocks = [
         jax.random.normal(jax.random.fold_in(key, i), (block,), dtype)

@@ -1,6 +1,5 @@
 """What ViT and GPT share: pre-norm blocks whose heads and hidden units can be removed."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,14 +10,9 @@ from flax import nnx
 
 from dessilbi_jax.models import _common
 
-_SMALL, _LARGE = 1 << 15, 1 << 20
-
 
 def normal(std: float = 0.02) -> Callable[..., jax.Array]:
     """An initialiser that draws from N(0, std²), not truncated.
-
-    Numbers are drawn in blocks of two sizes, because XLA compiles its generator anew for every
-    shape, most of a second each time on a CPU.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -28,23 +22,9 @@ def normal(std: float = 0.02) -> Callable[..., jax.Array]:
     """
 
     def draw(key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> jax.Array:
-        size = math.prod(shape)
-        length = _SMALL if size <= _LARGE else _LARGE
-        blocks = [_block(key, i, length) for i in range(-(-size // length))]
-        return _scaled(blocks, std, tuple(shape)).astype(dtype)
+        return _common.draw_normal(key, tuple(shape), dtype, std)
 
     return draw
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _block(key: jax.Array, number: int, length: int) -> jax.Array:
-    return jax.random.normal(jax.random.fold_in(key, number), (length,), jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _scaled(blocks: list[jax.Array], std: float, shape: tuple[int, ...]) -> jax.Array:
-    """The first numbers of `blocks` times `std`, in the given shape."""
-    return (jnp.concatenate(blocks)[: math.prod(shape)] * std).reshape(shape)
 
 
 def dense(

@@ -91,5 +91,9 @@ def placed_state(
     V, Γ and moments lie where their parameters lie; all that is left is on every device.
     """
     params, stats = jax.tree.map(np.asarray, (params, stats))
+    # Outside jit an array made like another takes its place; on one device there is but one, and
+    # a compiled program is made faster than many small ones.
+    if mesh.size == 1:
+        tx = tx._replace(init=jax.jit(tx.init))
     state = first_state(place_params(params, mesh), place_whole(stats, mesh), tx)
     return place_whole(state, mesh)

@@ -105,15 +105,11 @@ def split_network(
 
 def first_state(params: Tree, stats: Tree, tx: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first step; the optimizer's lies where the parameters lie."""
-    # Outside jit an array made like another takes its place; on one device there is but one, and
-    # a compiled program is made faster than many small ones.
-    alone = all(len(x.devices()) == 1 for x in jax.tree.leaves(params))
-    init = jax.jit(tx.init) if alone else tx.init
     return TrainState(
         step=jnp.int32(0),
         params=params,
         stats=stats,
-        opt_state=init(params),
+        opt_state=tx.init(params),
         loss_sum=jnp.float32(0),
         loss_steps=jnp.int32(0),
         bad_step=jnp.int32(-1),
