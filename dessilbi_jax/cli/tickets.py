@@ -163,11 +163,17 @@ def slim_table(result: dict[str, Any]) -> str:
 
 
 def _time(found: dict[str, float]) -> str:
-    """Returns a latency in microseconds, with its quartiles."""
-    median, low, high = (1e6 * found[name] for name in ("median", "low", "high"))
-    return f"{median:,.3g} ({low:,.3g}…{high:,.3g})" if median < 1000 else (
-        f"{median:,.0f} ({low:,.0f}…{high:,.0f})"
-    )  # fmt: skip
+    """Returns a latency in microseconds, with its quartiles.
+
+    Example:
+        >>> _time({"median": 962e-6, "low": 96.24e-6, "high": 1040e-6})
+        '962 (96.2…1,040)'
+    """
+    median, low, high = (
+        f"{us:,.3g}" if us < 999.5 else f"{us:,.0f}"
+        for us in (1e6 * found[name] for name in ("median", "low", "high"))
+    )
+    return f"{median} ({low}…{high})"
 
 
 def evaluate(args: argparse.Namespace) -> None:

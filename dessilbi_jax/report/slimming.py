@@ -182,10 +182,13 @@ def _time(times: dict[str, float]) -> str:
 
     >>> _time({"median": 2.4e-5, "low": 2e-5, "high": 3e-5})
     '24 µs (20–30)'
+    >>> _time({"median": 962e-6, "low": 814e-6, "high": 1040e-6})
+    '962 µs (814–1,040)'
     """
     median, low, high = (times[name] for name in ("median", "low", "high"))
     if not math.isfinite(median):
         return "–"
     scale, unit = (1e6, "µs") if median < 1e-3 else (1e3, "ms")
-    first, *spread = (f"{scale * value:.3g}" for value in (median, low, high))
+    values = (scale * value for value in (median, low, high))
+    first, *spread = (f"{x:.3g}" if x < 999.5 else f"{x:,.0f}" for x in values)
     return f"{first} {unit} ({'–'.join(spread)})"
