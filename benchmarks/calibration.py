@@ -20,7 +20,7 @@ from flax import nnx
 
 import dessilbi_jax as dl
 from benchmarks import lenet300 as bench
-from benchmarks.common import RESULTS, write
+from benchmarks.harness.results import RESULTS, write
 from dessilbi_jax import data, models
 
 NETWORKS = {

@@ -36,7 +36,7 @@ import optax
 from flax import nnx
 
 import dessilbi_jax as dl
-from benchmarks.common import RESULTS, write
+from benchmarks.harness.results import RESULTS, write
 from benchmarks.lenet300 import Runs, spread
 from dessilbi_jax import data, models
 

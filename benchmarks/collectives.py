@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 import dessilbi_jax as dl
-from benchmarks.common import write
+from benchmarks.harness.results import write
 from dessilbi_jax import models
 from dessilbi_jax.rules import as_structure, resolve
 from dessilbi_jax.train.mesh import by_rows, make_mesh, param_specs, shardings

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from benchmarks.common import write
+from benchmarks.harness.results import write
 from dessilbi_jax import data, models
 from dessilbi_jax.data import _crops
 

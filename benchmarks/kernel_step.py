@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import dessilbi_jax as dl
-from benchmarks.common import write
+from benchmarks.harness.results import write
 from benchmarks.optimizer_step import MODELS, Shapes
 
 CALLS = 10

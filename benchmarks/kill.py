@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import write
+from benchmarks.harness.results import write
 
 STAGES = ("start", "training", "end")
 SHARES = (0.2, 0.6, 0.2)  # of the kills

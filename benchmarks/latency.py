@@ -31,7 +31,7 @@ from flax import nnx
 
 import dessilbi_jax as dl
 from benchmarks import networks
-from benchmarks.common import RESULTS, write
+from benchmarks.harness.results import RESULTS, write
 from benchmarks.lenet300 import Runs
 
 # Share of the channels gone, and the multiple that widths are rounded up to. Where 70 % go,

@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 
 import dessilbi_jax as dl
-from benchmarks.common import write
+from benchmarks.harness.results import write
 from dessilbi_jax import models
 from dessilbi_jax.train.mesh import everywhere, make_mesh
 from dessilbi_jax.train.step import first_state, placed_step, split_network

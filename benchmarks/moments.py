@@ -26,7 +26,7 @@ import numpy as np
 import dessilbi_jax as dl
 from benchmarks import lenet300 as bench
 from benchmarks import recipes
-from benchmarks.common import RESULTS, write
+from benchmarks.harness.results import RESULTS, write
 from benchmarks.placement import PEAK
 
 QUARTERS = 4  # records an epoch

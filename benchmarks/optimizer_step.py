@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 import dessilbi_jax as dl
-from benchmarks.common import write
+from benchmarks.harness.results import write
 
 Shapes = dict[str, tuple[int, ...]]
 

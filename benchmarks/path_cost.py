@@ -17,7 +17,7 @@ import jax
 
 import dessilbi_jax as dl
 from benchmarks import lenet300 as bench
-from benchmarks.common import write
+from benchmarks.harness.results import write
 from benchmarks.placement import PEAK
 
 

@@ -16,7 +16,7 @@ import jax
 
 import dessilbi_jax as dl
 from benchmarks import lenet300 as bench
-from benchmarks.common import RESULTS, write
+from benchmarks.harness.results import RESULTS, write
 
 PEAK = 0.05
 NUS = (20.0, 100.0, 500.0)

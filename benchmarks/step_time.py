@@ -38,7 +38,7 @@ import optax
 from flax import nnx
 
 import dessilbi_jax as dl
-from benchmarks.common import write
+from benchmarks.harness.results import write
 from dessilbi_jax import models, train
 from dessilbi_jax.models import _common
 from dessilbi_jax.train import loop

@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks import lenet300 as bench
 from benchmarks import recipes
-from benchmarks.common import RESULTS, write
+from benchmarks.harness.results import RESULTS, write
 from benchmarks.placement import PEAK
 
 ONCE = recipes.Recipe(nu=20.0, opened=0.02)

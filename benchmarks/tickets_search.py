@@ -18,7 +18,7 @@ from typing import Any
 import dessilbi_jax as dl
 from benchmarks import lenet300 as bench
 from benchmarks import recipes
-from benchmarks.common import RESULTS
+from benchmarks.harness.results import RESULTS
 
 Recipe = recipes.Recipe
 Reading = tuple[float, str]  # density, ranking rule

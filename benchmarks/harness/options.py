@@ -1,0 +1,57 @@
+"""The words that every table understands."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.results import RESULTS
+
+WORK = Path("runs/benchmarks")
+
+
+def _share(text: str) -> tuple[int, int]:
+    k, slash, n = text.partition("/")
+    if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a share such as 1/2: the first of two processes"
+        )
+    return int(k), int(n)
+
+
+def parser(question: str, budgets: tuple[str, ...]) -> argparse.ArgumentParser:
+    """A parser with what all tables share.
+
+    Args:
+        question: the table's docstring.
+        budgets: what it can be run with; "smoke" among them, for which no data are needed.
+    """
+    out = argparse.ArgumentParser(
+        description=question, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    out.add_argument("--budget", choices=budgets, default="cpu")
+    out.add_argument("--data-dir", help="folder of prepared data sets, or of NAME.npz files")
+    out.add_argument(
+        "--share", type=_share, default=(1, 1), metavar="K/N",
+        help="make every N-th cell from the K-th on; start N processes to share a table",
+    )  # fmt: skip
+    out.add_argument(
+        "--work", type=Path, default=WORK, metavar="DIR",
+        help=f"where runs that several cells use are kept; {WORK} by default",
+    )  # fmt: skip
+    return out
+
+
+def parsed(known: argparse.ArgumentParser, words: list[str] | None = None) -> Any:
+    """The options; tables on real data need to be told where the data are."""
+    args = known.parse_args(words)
+    if args.budget != "smoke" and not args.data_dir:
+        known.error(f"--budget {args.budget} needs --data-dir DIR; --budget smoke needs no data")
+    if args.budget == "smoke":
+        args.data_dir = None
+    return args
+
+
+def place(args: Any, name: str) -> Path:
+    """Where a table's rows go: beside the results, or under `--work` for a smoke run."""
+    folder = args.work / "smoke" if args.budget == "smoke" else RESULTS
+    return folder / f"{name}.jsonl"

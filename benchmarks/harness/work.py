@@ -1,0 +1,374 @@
+"""One network, one seed, one budget: training, retraining and accuracy, with their cost counted."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx, traverse_util
+
+import dessilbi_jax as dl
+from benchmarks.harness import images, masks
+from dessilbi_jax import data, models
+
+Tree = Any
+Split = Literal["test", "held_out"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What every method of a table is given alike.
+
+    Attributes:
+        network, dataset: their names.
+        epochs: of one run.
+        rate: the peak of the learning rate.
+        batch, momentum: of SGD.
+        schedule: "half": constant for half of the run, then a cosine to zero; "steps": divided by
+            10 after 30, 60 and 90 % of it; "cosine": to zero from the start.
+        images: training images used; None for all.
+        held_out: training images kept apart, to choose by.
+        augment: whether images are moved and mirrored.
+        widths: of the network, where not the published ones.
+        dtype: what the network computes in.
+    """
+
+    network: str
+    dataset: str
+    epochs: int
+    rate: float
+    batch: int = 128
+    momentum: float = 0.9
+    schedule: Literal["half", "steps", "cosine"] = "half"
+    images: int | None = None
+    held_out: int = 0
+    augment: bool = False
+    widths: tuple[int, ...] | None = None
+    dtype: str = "float32"
+
+    @property
+    def key(self) -> str:
+        """All that differs from the defaults, in words that fit a result's key."""
+        told = [f"{self.network} {self.dataset}"]
+        for field in dataclasses.fields(self)[2:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                told.append(f"{field.name}={value}")
+        return " ".join(told)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What was trained: steps, floating-point operations of dense training, and time.
+
+    A step counts three forward passes. Weights at zero are counted too: the hardware computes
+    with them.
+    """
+
+    steps: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Cost(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Cost(*(a - b for a, b in zip(mine, theirs, strict=True)))
+
+
+class Trained(NamedTuple):
+    """What a run ends with: what was trained, batch statistics, the optimizer's state."""
+
+    params: Tree
+    stats: Tree
+    state: Tree
+
+
+def itself(trained: Tree) -> Tree:
+    """The network's parameters where they are what is trained."""
+    return trained
+
+
+def nothing(trained: Tree) -> float:
+    """No penalty."""
+    return 0.0
+
+
+@functools.cache
+def arrays(
+    dataset: str, data_dir: str | None, rows: int | None, held_out: int
+) -> dict[str, jax.Array]:
+    """Normalised images and labels of the train, held-out and test parts, on the device."""
+    full = images.load(dataset, data_dir)
+    parts = {"test": (full.test_images, full.test_labels)}
+    train = full
+    if held_out:
+        held_out = min(held_out, len(full.train_labels) // 4)  # a smoke run has few
+        train, *parts["held_out"] = full.holdout(held_out, seed=0)  # type: ignore[assignment]
+    parts["train"] = (train.train_images[:rows], train.train_labels[:rows])
+    out = {}
+    for name, (x, y) in parts.items():
+        out[f"{name}_x"] = jnp.asarray(full.normalize(x), jnp.float32)
+        out[f"{name}_y"] = jnp.asarray(y)
+    return out
+
+
+@functools.cache  # one object for one schedule: what is compiled for it is found again
+def schedule(kind: str, peak: float, steps: int) -> optax.Schedule:
+    """A schedule of `Setting`."""
+    if kind == "cosine":
+        return optax.cosine_decay_schedule(peak, steps)
+    if kind == "steps":
+        marks = {int(steps * share): 0.1 for share in (0.3, 0.6, 0.9)}
+        return optax.piecewise_constant_schedule(peak, marks)
+    half = steps // 2
+    return optax.join_schedules(
+        [optax.constant_schedule(peak), optax.cosine_decay_schedule(peak, steps - half)], [half]
+    )
+
+
+@functools.lru_cache(8)
+def _step(
+    graph: Any, tx: optax.GradientTransformation, view: Any, penalty: Any, augment: bool
+) -> Callable[..., Any]:
+    """One compiled update, kept for as long as the same objects are used."""
+
+    def loss(trained: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Tree]:
+        model = nnx.merge(graph, view(trained), stats, copy=True)
+        logits = model(x)
+        mean = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+        return mean + penalty(trained), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
+    def step(
+        trained: Tree, stats: Tree, state: Tree, x: Any, y: Any, rows: Any, key: Any
+    ) -> tuple[Tree, Tree, Tree]:
+        batch = data.augment(key, x[rows]) if augment else x[rows]
+        grads, stats = jax.grad(loss, has_aux=True)(trained, stats, batch, y[rows])
+        updates, state = tx.update(grads, state, trained)
+        return optax.apply_updates(trained, updates), stats, state
+
+    return step
+
+
+@functools.lru_cache(8)
+def _right(graph: Any) -> Callable[..., jax.Array]:
+    def right(params: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.argmax(nnx.merge(graph, params, stats)(x), -1) == y)
+
+    return jax.jit(right)
+
+
+@functools.lru_cache(8)
+def _sgd(rate: optax.Schedule, momentum: float) -> optax.GradientTransformation:
+    return optax.sgd(rate, momentum)
+
+
+@functools.lru_cache(4)
+def _masked_sgd(rate: optax.Schedule, momentum: float) -> optax.GradientTransformation:
+    """Training under a mask that is only known from the state: compiled once for all masks."""
+    return optax.chain(optax.sgd(rate, momentum), dl.keep_support(masks.everything))
+
+
+class Work:
+    """One seed's network and data under a setting; counts what is trained with them.
+
+    Args:
+        setting: shared by all methods of a table.
+        seed: of the initialisation and of the order of the images.
+        data_dir: as for `images.load`.
+        folder: where `kept` keeps what several methods use; None: nowhere.
+
+    Attributes:
+        params, stats: the network before any training.
+        cost: of all training so far.
+    """
+
+    def __init__(
+        self, setting: Setting, seed: int, data_dir: str | None = None, folder: Path | None = None
+    ) -> None:
+        self.setting, self.seed, self.data_dir, self.folder = setting, seed, data_dir, folder
+        self.arrays = arrays(setting.dataset, data_dir, setting.images, setting.held_out)
+        self.shape = self.arrays["test_x"].shape[1:]
+        model = models.build(
+            setting.network, input_shape=self.shape, seed=seed, widths=setting.widths,
+            dtype=setting.dtype, classes=int(self.arrays["test_y"].max()) + 1,
+        )  # fmt: skip
+        model.train()
+        self.graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        self.params, self.stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+        model.eval()
+        self.evaluating = nnx.graphdef(model)
+        self.batch = min(setting.batch, len(self.arrays["train_y"]) // 2)
+        self.cost = Cost()
+
+    @functools.cached_property
+    def forward_flops(self) -> int:
+        """Floating-point operations of one image's forward pass: convolutions and products."""
+        model = nnx.merge(self.evaluating, self.params, self.stats)
+        return dl.channel_groups(model, self.arrays["test_x"][:1]).flops()
+
+    def steps(self, epochs: float | None = None) -> int:
+        """Updates in so many epochs, or in the whole run."""
+        each = len(self.arrays["train_y"]) // self.batch
+        return max(1, round((self.setting.epochs if epochs is None else epochs) * each))
+
+    def rate(self, steps: int | None = None, peak: float | None = None) -> optax.Schedule:
+        """The learning rate of a run of so many updates, or of the setting's."""
+        return schedule(
+            self.setting.schedule, peak or self.setting.rate, steps or self.steps()
+        )
+
+    def sgd(self, steps: int | None = None) -> optax.GradientTransformation:
+        """The setting's optimizer, without decay."""
+        return _sgd(self.rate(steps), self.setting.momentum)
+
+    def train(
+        self,
+        tx: optax.GradientTransformation,
+        params: Tree = None,
+        stats: Tree = None,
+        state: Tree = None,
+        *,
+        first: int = 0,
+        steps: int | None = None,
+        watch: Callable[[int, Tree, Tree, Tree], None] | None = None,
+        every: int | None = None,
+        view: Callable[[Tree], Tree] = itself,
+        penalty: Callable[[Tree], Any] = nothing,
+    ) -> Trained:
+        """Trains from the first update to the last one.
+
+        Args:
+            tx: the optimizer. What is compiled is found again for the same object: make it in a
+                function under `functools.lru_cache`.
+            params: what is trained, None for the initialisation. Any tree if `view` is given.
+            stats: batch statistics, None for the initial ones.
+            state: the optimizer's, None for `tx.init`'s.
+            first: number of the first update; the order of images is that of the whole run.
+            steps: number of the last update, None for the setting's run.
+            watch: called as watch(step, params, stats, state) after every `every` updates and
+                after the last one; step counts updates done. What it is given is gone afterwards.
+            every: between two calls of `watch`; None: four times an epoch.
+            view: the network's parameters from what is trained.
+            penalty: added to the mean cross-entropy, of what is trained.
+        """
+        x, y = self.arrays["train_x"], self.arrays["train_y"]
+        start = (self.params if params is None else params, self.stats if stats is None else stats)
+        params, stats = jax.tree.map(jnp.copy, start)
+        last = self.steps() if steps is None else steps
+        each = len(y) // self.batch
+        every = max(1, each // 4) if every is None else every
+        wall, cpu = time.time(), time.process_time()
+        step = _step(self.graph, tx, view, penalty, self.setting.augment)
+        # Copies: a step donates what it is given.
+        state = jax.jit(tx.init)(params) if state is None else jax.tree.map(jnp.copy, state)
+        epoch, order = -1, None
+        key = jax.random.key(self.seed)
+        for i in range(first, last):
+            if i // each != epoch:
+                epoch = i // each
+                order = jnp.asarray(
+                    data.epoch_order(seed=self.seed, epoch=epoch, n=len(y), batch=self.batch)
+                )
+            drawn = jax.random.fold_in(key, i) if self.setting.augment else key
+            rows = order[i % each]  # type: ignore[index]
+            params, stats, state = step(params, stats, state, x, y, rows, drawn)
+            if watch is not None and ((i + 1) % every == 0 or i + 1 == last):
+                watch(i + 1, params, stats, state)
+        jax.block_until_ready(params)
+        self.count(last - first, time.time() - wall, time.process_time() - cpu)
+        return Trained(params, stats, state)
+
+    def count(self, steps: float, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
+        """Adds training, in full steps, to the cost."""
+        flops = 3.0 * self.forward_flops * self.batch * steps
+        self.cost += Cost(round(steps), flops, seconds, cpu_seconds)
+
+    def retrained(
+        self, mask: Tree, params: Tree = None, stats: Tree = None, *, first: int = 0
+    ) -> Trained:
+        """The dense run's training with the weights outside the mask held at zero.
+
+        Args:
+            mask: True where a weight is kept.
+            params, stats: where it starts, None for the initialisation.
+            first: its first update: k, if it starts from the weights after k updates.
+        """
+        start = dl.project(self.params if params is None else params, mask)
+        tx = _masked_sgd(self.rate(), self.setting.momentum)
+        state = optax.chain(optax.sgd(self.rate(), self.setting.momentum), dl.keep_support(mask))
+        fresh = state.init(start)
+        if first:  # the schedule goes on where the weights were
+            fresh = optax.tree_utils.tree_set(fresh, count=jnp.asarray(first, jnp.int32))
+        return self.train(tx, start, stats, fresh, first=first)
+
+    def accuracy(self, params: Tree, stats: Tree = None, split: Split = "test") -> float:
+        """Percent of a split classified rightly."""
+        x, y = self.arrays[f"{split}_x"], self.arrays[f"{split}_y"]
+        stats = self.stats if stats is None else stats
+        right = _right(self.evaluating)
+        count = sum(
+            int(right(params, stats, x[i : i + 1000], y[i : i + 1000]))
+            for i in range(0, len(y), 1000)
+        )
+        return round(100 * count / len(y), 4)
+
+    def kept(self, name: str, make: Callable[[], Tree]) -> Tree:
+        """What `make` returns, made once for this setting and seed; its cost is counted each time.
+
+        Kept as a file, so that a run that was stopped goes on from there.
+
+        Args:
+            name: names all else that it depends on.
+            make: returns a nested dict of arrays.
+        """
+        full = f"{self.setting.key} seed={self.seed} {name}"
+        if self.folder is None:
+            return make()
+        file = self.folder / f"{hashlib.sha256(full.encode()).hexdigest()[:24]}.npz"
+        if file.exists():
+            tree, spent = _read(file)
+            self.cost += spent
+            return tree
+        before = self.cost
+        tree = make()
+        _write(file, full, tree, self.cost - before)
+        return tree
+
+
+def _write(file: Path, name: str, tree: dict[str, Any], spent: Cost) -> None:
+    """A nested dict of arrays and what it cost, at once or not at all."""
+    leaves = {
+        json.dumps(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree).items()
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as out:
+        np.savez_compressed(
+            out, name=np.array(name), cost=np.array(json.dumps(dataclasses.asdict(spent))), **leaves
+        )
+    os.replace(part, file)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], Cost]:
+    with np.load(file) as stored:
+        spent = Cost(**json.loads(str(stored["cost"])))
+        leaves = {
+            tuple(json.loads(name)): stored[name]
+            for name in stored.files
+            if name not in ("name", "cost")
+        }
+    return traverse_util.unflatten_dict(leaves), spent
