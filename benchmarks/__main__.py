@@ -10,17 +10,34 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 
 
-def benchmarks() -> dict[str, str]:
-    """Name and first line of each file here that has a `main`; none of them is imported."""
+class Benchmark(NamedTuple):
+    """What `--list` shows of a file: its question, and its cost by budget (`COST` in the file)."""
+
+    question: str
+    cost: dict[str, str]
+
+
+def _constant(tree: ast.Module, name: str) -> Any:
+    """The value of a literal that a file assigns to a name, None if it does not."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [name]:
+            return ast.literal_eval(node.value)
+    return None
+
+
+def benchmarks() -> dict[str, Benchmark]:
+    """Each file here that has a `main`, by name; none of them is imported."""
     found = {}
     for file in sorted(HERE.glob("[!_]*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[file.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            question = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[file.stem] = Benchmark(question, _constant(tree, "COST") or {})
     return found
 
 
@@ -29,8 +46,10 @@ def main(words: Sequence[str]) -> int:
     known = benchmarks()
     if list(words) == ["--list"]:
         width = max(map(len, known))
-        for name, line in known.items():
-            print(f"{name:{width}}  {line}")
+        for name, each in known.items():
+            print(f"{name:{width}}  {each.question}")
+            for budget, cost in each.cost.items():
+                print(f"{'':{width}}    {budget + ':':12} {cost}")
         return 0
     if not words or words[0] in ("-h", "--help"):
         print((__doc__ or "").strip())

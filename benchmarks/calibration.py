@@ -4,7 +4,7 @@
 
 Runs `lam="auto"` on a fixed list of 40 short runs that covers every pair of levels of network,
 target, optimizer, ν, learning-rate schedule and placement at least once, and reports reached
-over asked. About 20 minutes on two cores; stops and goes on where it was.
+over asked. Stops and goes on where it was.
 """
 
 import argparse
@@ -22,6 +22,8 @@ import dessilbi_jax as dl
 from benchmarks import lenet300 as bench
 from benchmarks.harness.results import RESULTS, write
 from dessilbi_jax import data, models
+
+COST = {"cpu": "20 minutes on two cores"}
 
 NETWORKS = {
     "lenet300": "mnist",

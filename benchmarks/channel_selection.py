@@ -18,8 +18,7 @@ best that is known). For each seed, with the same schedule, batches and number o
 
 Which of "end" and "init" is to be judged was chosen once on held-out images, with a seed of its
 own (`--choose`), as was LeNet-5's learning rate (0.02 ends the dense run at chance). Test images
-are touched once, at the end of a run. Resumable; about 35 minutes on two busy cores,
-a third of it on idle ones.
+are touched once, at the end of a run. Resumable.
 """
 
 import argparse
@@ -39,6 +38,8 @@ import dessilbi_jax as dl
 from benchmarks.harness.results import RESULTS, write
 from benchmarks.lenet300 import Runs, spread
 from dessilbi_jax import data, models
+
+COST = {"cpu": "35 minutes on two cores"}
 
 MOMENTUM = 0.9
 HELD_OUT = 2000

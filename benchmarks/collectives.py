@@ -13,7 +13,6 @@ finite. What an automatic λ needs when it is estimated, a few
 times in a run, stands in branches of the program and is counted apart.
 
 The second table holds the batch of each device fixed while there are more of them (weak scaling).
-About 12 minutes on two cores, all of it compilation.
 """
 
 import argparse
@@ -35,6 +34,8 @@ from dessilbi_jax.rules import as_structure, resolve
 from dessilbi_jax.train.mesh import by_rows, make_mesh, param_specs, shardings
 from dessilbi_jax.train.setup import placed_state
 from dessilbi_jax.train.step import placed_step, split_network
+
+COST = {"cpu": "12 minutes on two cores, all of it compilation"}
 
 DEVICES = 8
 NETWORKS: dict[str, dict[str, Any]] = {

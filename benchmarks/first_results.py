@@ -7,60 +7,51 @@ the test images: dense SGD with momentum; DessiLBI's dense weights W; W projecte
 of Γ without any retraining; the ticket retrained from the same initialisation for the dense
 run's epochs; and a random ticket with the same density in each layer, retrained likewise. The
 setting (ν, placement, the moment `at`) was chosen on held-out images by `benchmarks.placement`.
-About 10 minutes on two cores; stops and goes on where it was.
+Stops and goes on where it was.
 """
 
 import argparse
+import functools
 import time
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import dessilbi_jax as dl
-from benchmarks import lenet300 as bench
-from benchmarks.harness.results import RESULTS, write
-from benchmarks.placement import PEAK
+from benchmarks.harness import cells
+from benchmarks.harness.results import RESULTS, spread, write
+from benchmarks.harness.work import Setting, Work
+from benchmarks.placement import PEAK, selecting
+
+COST = {"cpu": "10 minutes on two cores"}
 
 
-def run(args: Any, seed: int) -> dict[str, Any]:
-    arrays = bench.mnist(args.data_dir, 0)
-    steps = args.epochs * (len(arrays["train_y"]) // bench.BATCH)
-    rate = bench.learning_rate(PEAK, steps)
-    definition, start = bench.initial(seed)
-
-    def test(params: Any) -> float:
-        return bench.accuracy(arrays, definition, params, "test")
-
-    dense, _ = bench.train(
-        arrays, definition, start, optax.sgd(rate, bench.MOMENTUM), args.epochs, seed
-    )
-    tx = dl.dessilbi(
-        rate, nu=args.nu, lam="auto", density=args.density, steps=steps, at=args.at,
-        momentum=bench.MOMENTUM, variant=args.variant, structure=dl.weights,
-    )  # fmt: skip
+def run(args: Any, setting: Setting, seed: int) -> dict[str, Any]:
+    work = Work(setting, seed, args.data_dir)
+    dense = work.train(work.sgd())
     path = dl.SolutionPath()
-    params, state = bench.train(
-        arrays, definition, start, tx, args.epochs, seed,
-        watch=lambda step, params, state: path.record(step, state),
+    params, _, state = work.train(
+        selecting(work, args.nu, args.density, args.variant, args.at), every=work.steps(1),
+        watch=lambda step, params, stats, state: path.record(step, state),
     )  # fmt: skip
     ticket = path.ticket(density=args.density)
     mask = ticket.mask(params)
-    other = bench.random_like(mask, seed)
-    again = bench.retrained(arrays, definition, start, mask, rate, args.epochs, seed)
-    control = bench.retrained(arrays, definition, start, other, rate, args.epochs, seed)
+    # Not `masks.random_like`: the biases, all kept, are drawn over too, and a seed's mask is then
+    # the one of the results that are there already.
+    draw = np.random.default_rng(seed)
+    other = jax.tree.map(lambda m: draw.permuted(np.ravel(m)).reshape(m.shape), mask)
     return {
         "seed": seed,
         "density_of_gamma": float(path.density()[-1]),
         "density_of_ticket": ticket.density,
         "density_by_layer": {p: float(np.mean(ticket.masks[p])) for p in ticket.structured},
         "lam": float(dl.get_state(state).lam),
-        "dense": test(dense),
-        "dessilbi_dense": test(params),
-        "projected": test(dl.project(params, dl.support(state))),
-        "retrained": test(again),
-        "random": test(control),
+        "dense": work.accuracy(dense.params),
+        "dessilbi_dense": work.accuracy(params),
+        "projected": work.accuracy(dl.project(params, dl.support(state))),
+        "retrained": work.accuracy(work.retrained(mask).params),
+        "random": work.accuracy(work.retrained(other).params),
     }
 
 
@@ -75,23 +66,23 @@ def main() -> None:
     parser.add_argument("--at", type=float, default=1.0)
     args = parser.parse_args()
     started = time.time()
+    setting = Setting("lenet300", "mnist", args.epochs, PEAK)
     config = {
         name: value for name, value in vars(args).items() if name not in ("data_dir", "seeds")
     }
-    runs = bench.Runs(RESULTS / "first_results.jsonl")
-    rows = []
-    for seed in range(args.seeds):
-        key = " ".join(f"{name}={value}" for name, value in config.items()) + f" seed={seed}"
-        rows.append(runs.get(key, lambda s=seed: run(args, s)))
-        jax.clear_caches()
+    words = " ".join(f"{name}={value}" for name, value in config.items())
+    rows = cells.run(cells.Runs(RESULTS / "first_results.jsonl"), [
+        cells.Cell(f"{words} seed={seed}", functools.partial(run, args, setting, seed))
+        for seed in range(args.seeds)
+    ]) or []  # fmt: skip
     names = ("dense", "dessilbi_dense", "projected", "retrained", "random", "density_of_gamma")
-    table = {name: bench.spread([row[name] for row in rows]) for name in names}
-    table["retrained_minus_dense"] = bench.spread([r["retrained"] - r["dense"] for r in rows])
-    table["retrained_minus_random"] = bench.spread([r["retrained"] - r["random"] for r in rows])
+    table = {name: spread([row[name] for row in rows]) for name in names}
+    table["retrained_minus_dense"] = spread([r["retrained"] - r["dense"] for r in rows])
+    table["retrained_minus_random"] = spread([r["retrained"] - r["random"] for r in rows])
     for name, value in table.items():
         print(f"{name:24s} {value['mean']:8.3f} ± {value['std']}")
-    config |= {"seeds": list(range(args.seeds)), "peak": PEAK, "momentum": bench.MOMENTUM,
-               "batch": bench.BATCH}  # fmt: skip
+    config |= {"seeds": list(range(args.seeds)), "peak": PEAK, "momentum": setting.momentum,
+               "batch": setting.batch}  # fmt: skip
     print(write("first_results", {"config": config, "table": table}, started))
 
 

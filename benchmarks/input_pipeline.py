@@ -15,7 +15,7 @@ colours with fine noise) is made, and measured are
   an accelerator; there the question is whether the pipeline is faster than the consumer, which
   the rates above answer (--consumer puts a number beside them).
 
-Everything is measured in rounds, in turn; medians are given. About six minutes on two cores.
+Everything is measured in rounds, in turn; medians are given.
 """
 
 import argparse
@@ -35,6 +35,8 @@ import PIL.Image
 from benchmarks.harness.results import write
 from dessilbi_jax import data, models
 from dessilbi_jax.data import _crops
+
+COST = {"cpu": "6 minutes on two cores"}
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 SIZES = (224, 128, 64)  # of one thread's stages

@@ -29,6 +29,8 @@ import dessilbi_jax as dl
 from benchmarks.harness.results import write
 from benchmarks.optimizer_step import MODELS, Shapes
 
+COST = {"cpu": "not measured: needs an accelerator"}
+
 CALLS = 10
 
 

@@ -13,7 +13,7 @@ VGG-16 is measured twice. As Flax's own layers give it, its times on a CPU say l
 compiles the last three convolutions (2x2 images, 3x3 kernels) into loops tens of times slower
 than the others, so that what is cut there saves more than its share, and pooling by windows is
 slow for few channels. `vgg16-for-cpu` computes the same by routines that XLA has; it is the one
-to hold against the bar. Resumable; about 8 minutes on two cores.
+to hold against the bar. Resumable.
 """
 
 import argparse
@@ -31,8 +31,10 @@ from flax import nnx
 
 import dessilbi_jax as dl
 from benchmarks import networks
+from benchmarks.harness.cells import Runs
 from benchmarks.harness.results import RESULTS, write
-from benchmarks.lenet300 import Runs
+
+COST = {"cpu": "8 minutes on two cores"}
 
 # Share of the channels gone, and the multiple that widths are rounded up to. Where 70 % go,
 # widths are odd (19, 38, 77, 154 of VGG-16), so that rounding has something to do.

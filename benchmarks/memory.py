@@ -8,7 +8,6 @@ allocated. `state` are the bytes of the optimizer's state. `update` is `tx.updat
 step (float32, one CPU device), the state donated. `temporary` are the bytes that XLA holds besides
 arguments and results, `peak` is the most that are held at once: arguments, temporaries, and results
 that take no argument's place. Other backends place activations otherwise; the state is the same.
-About 6 minutes on two cores, all of it compilation.
 """
 
 import argparse
@@ -25,6 +24,8 @@ from benchmarks.harness.results import write
 from dessilbi_jax import models
 from dessilbi_jax.train.mesh import everywhere, make_mesh
 from dessilbi_jax.train.step import first_state, placed_step, split_network
+
+COST = {"cpu": "6 minutes on two cores, all of it compilation"}
 
 # Rows of a batch: 8 x 1024 tokens; 32 images of 224 x 224.
 BATCHES = {"gpt2-small": 8, "resnet50": 32}

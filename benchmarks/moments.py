@@ -7,14 +7,14 @@ ticket is taken as it was known then: weights by |V| at that moment, and, beside
 of entry of the path truncated there, the weights not yet entered by ‖V‖/λ of then. For each:
 accuracy after retraining from the same initialisation for the whole run's epochs, overlap with
 the ticket of the end (Jaccard), and the accuracy of W projected on it without retraining; then,
-what a run would save that stops when the tickets of two epochs in a row overlap that much.
+what a run would save that stops when the tickets of two epochs in a row overlap that much. Until
+λ has its first value, after a tenth of the run, nothing has an order of entry.
 
 `--held-out` measures on held-out training images with other seeds: the rule of an early stop
 is chosen there, and judged on the test images without it.
 """
 
 import argparse
-import dataclasses
 import functools
 import itertools
 import math
@@ -24,11 +24,16 @@ from typing import Any
 import numpy as np
 
 import dessilbi_jax as dl
-from benchmarks import lenet300 as bench
-from benchmarks import recipes
-from benchmarks.harness.results import RESULTS, write
-from benchmarks.placement import PEAK
+from benchmarks.harness import cells, masks
+from benchmarks.harness.results import RESULTS, spread, write
+from benchmarks.harness.work import Setting, Work
+from benchmarks.placement import PEAK, selecting
 
+COST = {"cpu": "10 minutes on two cores"}
+
+NU = 20.0
+HELD_OUT = 10_000
+OTHER_SEEDS = 100  # of the runs on held-out images: from this one on
 QUARTERS = 4  # records an epoch
 EARLY = (1, 2)  # records of the first epoch that are looked at beside the whole epochs
 RANKS = ("v", "path")
@@ -40,48 +45,63 @@ def jaccard(a: Any, b: Any) -> float:
     """Kept by both over kept by either, all kernels together."""
     pairs = [
         (np.asarray(x), np.asarray(y))
-        for x, y in zip(recipes.kernels(a), recipes.kernels(b), strict=True)
+        for x, y in zip(masks.kernels(a), masks.kernels(b), strict=True)
     ]
     either = sum(int((x | y).sum()) for x, y in pairs)
     return sum(int((x & y).sum()) for x, y in pairs) / either
 
 
+def tickets(path: dl.SolutionPath, params: Any, state: Any, density: float) -> dict[str, Any]:
+    """The masks by each rule: the largest |V|, and, once λ is in force, the order of entry."""
+    v = [np.abs(np.asarray(x)) for x in masks.kernels(dl.get_state(state).v)]
+    known = {"v": masks.top(params, v, density)}
+    return known | ({"path": path.ticket(density=density).mask(params)} if path.ranked else {})
+
+
 def follow(
-    work: recipes.Work, recipe: recipes.Recipe, density: float, split: str
+    work: Work, density: float, split: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What is known at each moment of a run, as numbers, and the masks by each rule."""
     rows: list[dict[str, Any]] = []
-    masks: list[dict[str, Any]] = []
-    every = work.steps(1)
+    known: list[dict[str, Any]] = []
+    each = work.steps(1)
+    marks = {each * i // QUARTERS for i in range(1, QUARTERS + 1)}
+    path = dl.SolutionPath()
 
-    def watch(step: int, params: Any, state: Any, path: dl.SolutionPath) -> None:
+    def watch(step: int, params: Any, stats: Any, state: Any) -> None:
+        if (step - 1) % each + 1 not in marks:
+            return
+        path.record(step, state)
         if len(path) % QUARTERS and len(path) not in EARLY:
             return
-        now = {rank: recipes.ranked((path, params, state), density, rank) for rank in RANKS}
+        now = tickets(path, params, state, density)
         row: dict[str, Any] = {
-            "epoch": round(step / every, 2),
+            "epoch": round(step / each, 2),
             "opened": float(path.density()[-1]),
-            "w": work.accuracy(params, split),
+            "w": work.accuracy(params, split=split),
         }
+        before = known[-1] if known else {}
         for rank, mask in now.items():
             projected = dl.project(params, mask)
-            row[f"projected, {rank}"] = work.accuracy(projected, split)
-            row[f"successive, {rank}"] = jaccard(mask, masks[-1][rank]) if masks else 0.0
+            row[f"projected, {rank}"] = work.accuracy(projected, split=split)
+            row[f"successive, {rank}"] = jaccard(mask, before[rank]) if rank in before else 0.0
         rows.append(row)
-        masks.append(now)
+        known.append(now)
 
-    work.select(recipe, watch=watch)
-    return rows, masks
+    work.train(selecting(work, NU, density), watch=watch, every=1)
+    return rows, known
 
 
-def measure(work: recipes.Work, recipe: recipes.Recipe, density: float, split: str) -> Any:
+def measure(setting: Setting, seed: int, data_dir: str, density: float, split: Any) -> Any:
     """One run: every moment's ticket retrained, and how it overlaps with the last one."""
-    rows, masks = follow(work, recipe, density, split)
-    for row, now in zip(rows, masks, strict=True):
-        for rank in RANKS:
-            row[f"overlap, {rank}"] = jaccard(now[rank], masks[-1][rank])
-            row[f"retrained, {rank}"] = work.retrained(now[rank], split)
-    return {"seed": work.seed, "split": split, "moments": rows}
+    work = Work(setting, seed, data_dir)
+    rows, known = follow(work, density, split)
+    for row, now in zip(rows, known, strict=True):
+        for rank, mask in now.items():
+            row[f"overlap, {rank}"] = jaccard(mask, known[-1][rank])
+            again = work.retrained(mask).params
+            row[f"retrained, {rank}"] = work.accuracy(again, split=split)
+    return {"seed": seed, "split": split, "moments": rows}
 
 
 def stopped(
@@ -91,7 +111,8 @@ def stopped(
 
     And the projected accuracy is at most `gain` points above the best before.
     """
-    whole = [m for m in moments if m["epoch"] == int(m["epoch"])]
+    name = f"retrained, {rank}"
+    whole = [m for m in moments if m["epoch"] == int(m["epoch"]) and name in m]
     end, best = whole[-1], whole[0][f"projected, {rank}"]
     for there in whole[1:]:
         now = there[f"projected, {rank}"]
@@ -101,7 +122,7 @@ def stopped(
         best = max(best, now)
     return {
         "saved": 1 - there["epoch"] / end["epoch"],
-        "to the end": there[f"retrained, {rank}"] - end[f"retrained, {rank}"],
+        "to the end": there[name] - end[name],
     }
 
 
@@ -114,40 +135,42 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true")
     args = parser.parse_args()
     started = time.time()
-    recipe = recipes.Recipe(nu=20.0, opened=args.density)
     split, first, held_out = (
-        ("held_out", recipes.OTHER_SEEDS, recipes.HELD_OUT) if args.held_out else ("test", 0, 0)
+        ("held_out", OTHER_SEEDS, HELD_OUT) if args.held_out else ("test", 0, 0)
     )
-    runs = bench.Runs(RESULTS / "moments.jsonl")
+    setting = Setting("lenet300", "mnist", args.epochs, PEAK, held_out=held_out)
     seeds = list(range(first, first + args.seeds))
-    rows = []
-    for seed in seeds:
-        work = recipes.Work.of(args.data_dir, held_out, args.epochs, seed)
-        key = f"{split} epochs={args.epochs} density={args.density:g} seed={seed}"
-        make = functools.partial(measure, work, recipe, args.density, split)
-        rows.append(runs.get(key, make))
+    rows = cells.run(cells.Runs(RESULTS / "moments.jsonl"), [
+        cells.Cell(
+            f"{split} epochs={args.epochs} density={args.density:g} seed={seed}",
+            functools.partial(measure, setting, seed, args.data_dir, args.density, split),
+        )
+        for seed in seeds
+    ]) or []  # fmt: skip
     table = []
     for moments in zip(*(row["moments"] for row in rows), strict=True):
-        line = {"epoch": moments[0]["epoch"]}
+        line: dict[str, Any] = {"epoch": moments[0]["epoch"]}
         for name in moments[0]:
-            if name != "epoch":
-                line[name] = bench.spread([m[name] for m in moments])
+            if name != "epoch" and all(name in m for m in moments):
+                line[name] = spread([m[name] for m in moments])
         for rank in RANKS:
-            line[f"to the end, {rank}"] = bench.spread([
-                m[f"retrained, {rank}"] - row["moments"][-1][f"retrained, {rank}"]
-                for m, row in zip(moments, rows, strict=True)
-            ])  # fmt: skip
+            name = f"retrained, {rank}"
+            if name in line:
+                ends = [row["moments"][-1][name] for row in rows]
+                line[f"to the end, {rank}"] = spread(
+                    [m[name] - end for m, end in zip(moments, ends, strict=True)]
+                )
         table.append(line)
         print({k: v["mean"] if isinstance(v, dict) else v for k, v in line.items()})
     stops = []
     for settled, rank, gain in itertools.product(SETTLED, RANKS, GAINS):
         found = [stopped(row["moments"], rank, settled, gain) for row in rows]
         rule = {"settled": settled, "rank": rank, "gain": None if gain == math.inf else gain}
-        stops.append(rule | {name: bench.spread([f[name] for f in found]) for name in found[0]})
+        stops.append(rule | {name: spread([f[name] for f in found]) for name in found[0]})
         print({k: v["mean"] if isinstance(v, dict) else v for k, v in stops[-1].items()})
     config = {"epochs": args.epochs, "seeds": seeds, "density": args.density, "split": split,
-              "recipe": dataclasses.asdict(recipe), "peak": PEAK, "momentum": bench.MOMENTUM,
-              "batch": bench.BATCH}  # fmt: skip
+              "nu": NU, "peak": PEAK, "momentum": setting.momentum,
+              "batch": setting.batch}  # fmt: skip
     name = "moments_held_out" if args.held_out else "moments"
     print(write(name, {"config": config, "table": table, "stops": stops}, started))
 

@@ -5,7 +5,7 @@
 Times `tx.update` with `optax.apply_updates` in one compiled call on the parameter lists of the
 models alone (no network runs); parameters and state are donated unless `--keep` is given. The
 optimizers take turns in one process, so that the ratios hold when the machine's speed drifts;
-medians are reported. About 3 minutes on two cores.
+medians are reported.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import optax
 
 import dessilbi_jax as dl
 from benchmarks.harness.results import write
+
+COST = {"cpu": "3 minutes on two cores"}
 
 Shapes = dict[str, tuple[int, ...]]
 

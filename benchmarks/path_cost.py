@@ -16,9 +16,11 @@ from typing import Any
 import jax
 
 import dessilbi_jax as dl
-from benchmarks import lenet300 as bench
 from benchmarks.harness.results import write
-from benchmarks.placement import PEAK
+from benchmarks.harness.work import Setting, Work
+from benchmarks.placement import PEAK, selecting
+
+COST = {"cpu": "10 s"}
 
 
 def main() -> None:
@@ -28,23 +30,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     started = time.time()
-    arrays = bench.mnist(args.data_dir, 0)
-    steps = args.epochs * (len(arrays["train_y"]) // bench.BATCH)
-    definition, params = bench.initial(args.seed)
-    tx = dl.dessilbi(
-        bench.learning_rate(PEAK, steps), nu=20.0, lam="auto", density=0.05, steps=steps,
-        momentum=bench.MOMENTUM, structure=dl.weights,
-    )  # fmt: skip
+    work = Work(Setting("lenet300", "mnist", args.epochs, PEAK), args.seed, args.data_dir)
     path, spent = dl.SolutionPath(), []
 
-    def record(step: int, params: Any, state: Any) -> None:
+    def record(step: int, params: Any, stats: Any, state: Any) -> None:
         jax.block_until_ready(state)  # what is still computing is not the record's
         start = time.perf_counter()
         path.record(step, state)
         spent.append(time.perf_counter() - start)
 
     begin = time.perf_counter()
-    bench.train(arrays, definition, params, tx, args.epochs, args.seed, watch=record)
+    work.train(selecting(work, nu=20.0, density=0.05), watch=record, every=work.steps(1))
     whole = time.perf_counter() - begin
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()

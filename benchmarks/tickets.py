@@ -1,164 +1,247 @@
-"""Tickets of one DessiLBI run against iterative magnitude pruning, which needs 13 to 21 runs.
+"""Which sparse network of a size trains to the best accuracy, and what does it cost? (Table 3)
 
-    python -m benchmarks.tickets --data-dir DIR [--epochs 10] [--seeds 5]
+    python -m benchmarks tickets --data-dir DIR [--budget cpu] [--share 1/2]
 
-LeNet-300-100 on the whole MNIST training set at 6 %, 2 % and 1 % of the weights. Every mask is
-retrained from the same initialisation, in the same order of batches and with the same schedule as
-the dense run; accuracy is on the test images. The recipes were chosen on held-out training images
-with other seeds by `benchmarks.tickets_search`. Compared are
+Fig. 5, Fig. 7 and Tables 7 to 9 of the ICLR text. Every way to sparse weights of `rivals` gives a
+mask of exactly the asked share of all kernel weights. Every mask is then trained from the same
+initialisation, in the same order of batches and with the same schedule as the dense run
+("retrained"); where a method ends with a sparse network of its own, that is judged too ("own").
+Settings were chosen once on held-out images by `benchmarks.tuning`; test images are touched once.
 
-    dessilbi            one run (toolbox placement, λ automatic), weights by |V| at its end
-    dessilbi, path      the same run, weights by their entry into Γ, as `path.ticket(density=…)`
-    dessilbi, twice     a second run, restricted to the ticket of the first by `keep_support`
-    one-shot            the largest weights of a dense run
-    decay               the largest weights of a dense run with decoupled weight decay 1/ν, which
-                        is what the coupling does until Γ opens
-    closed              the same run, by |V|: the integral of W where Γ never opens (λ = ∞)
-    …, twice            as `dessilbi, twice`, without Γ in either run
-    iterative           magnitude pruning of all kernels together with rewinding to the
-                        initialisation, 20 % of what is left a round
-    random              as many weights in each layer as the ticket of `dessilbi`
+    smoke    a narrow LeNet-300-100 on a few digits, every method, seconds each
+    cpu      LeNet-300-100 on MNIST: every method, 4 densities, 5 seeds, 10 epochs a run
+    lenet5   LeNet-5 on MNIST: five methods, 2 densities, 3 seeds, 3 epochs a run
+    fashion  LeNet-300-100 on Fashion-MNIST; not run
+    conv2, conv4   on CIFAR-10, 40 epochs a run; for a GPU, not run
 
-Search cost is what was trained before that last retraining, the same for all.
-Stops and goes on where it was.
+`cpu` also trains the DessiLBI tickets from the weights that its run had after some epochs
+("F-epoch k"), for the rest of the dense run's schedule.
 """
 
-import argparse
 import dataclasses
-import functools
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks import lenet300 as bench
-from benchmarks import recipes
-from benchmarks.harness.results import RESULTS, write
-from benchmarks.placement import PEAK
+from benchmarks.harness import cells, masks, options, results
+from benchmarks.harness.work import Setting, Work
+from benchmarks.rivals import dessilbi, methods
+from benchmarks.tuning import chosen
+from dessilbi_jax.train.allocator import keep_memory
 
-ONCE = recipes.Recipe(nu=20.0, opened=0.02)
-KEEP = 0.06  # the ticket of the first run that the second is restricted to
-SECOND = recipes.Recipe(nu=10.0, opened=0.01)
-CLOSED = dataclasses.replace(ONCE, opened=0.0)
-DENSITIES = tuple(recipes.ROUNDS)
-METHODS = (
-    "dessilbi", "dessilbi, path", "dessilbi, twice", "one-shot", "decay", "decay, twice", "closed",
-    "closed, twice", "iterative", "random",
-)  # fmt: skip
-RIVALS = (
-    "iterative",
-    "decay",
-    "closed",
-    "decay, twice",
-    "closed, twice",
-)  # paired differences to these
-# Multiply-adds of the three kernels, each 2 FLOPs, once forward and twice backward.
-FLOPS_AN_IMAGE = 6 * (784 * 300 + 300 * 100 + 100 * 10)
+COST = {
+    "smoke": "a minute",
+    "cpu": "2 hours on one core",
+    "lenet5": "1.5 hours on one core",
+    "fashion": "as cpu",
+    "conv2": "not measured",
+    "conv4": "not measured",
+}
+FIVE = ("DessiLBI", "one-shot", "lottery (IMP)", "gradual (Zhu-Gupta)", "random")
+ALL = tuple(rival.name for rival in methods.RIVALS)
+READINGS = tuple(rival.name for rival in dessilbi.READINGS)
 
 
-def masks_of(work: recipes.Work, method: str, shared: dict[str, Any]) -> dict[float, Any]:
-    """The mask of each density; `shared` holds what several methods of a seed use."""
-    if method == "iterative":
-        return work.iterative()
-    if method == "one-shot":
-        dense = work.dense()
-        shared["dense"] = work.accuracy(dense, "test")
-        return {d: recipes.magnitude(dense, d) for d in DENSITIES}
-    name = "closed" if method.startswith(("decay", "closed")) else "once"
-    if name not in shared:
-        shared[name] = work.select(CLOSED if name == "closed" else ONCE)
-    rank = "path" if method == "dessilbi, path" else "w" if "decay" in method else "v"
-    if method.endswith("twice"):
-        second = SECOND if name == "once" else dataclasses.replace(SECOND, opened=0.0)
-        run = work.select(second, recipes.ranked(shared[name], KEEP, rank))
-        return {d: recipes.ranked(run, d, rank) for d in DENSITIES if d < KEEP}
-    masks = {d: recipes.ranked(shared[name], d, rank) for d in DENSITIES}
-    if method == "random":
-        return {d: bench.random_like(mask, work.seed) for d, mask in masks.items()}
-    return masks
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What is trained.
+
+    Attributes:
+        setting: the network and its run.
+        seeds: how many.
+        densities: of every method.
+        methods: their names.
+        curve: further densities of DessiLBI alone, all from its one run.
+        rewound: epochs after which the weights are taken for "F-epoch k".
+        untuned: whether methods take their first setting.
+    """
+
+    setting: Setting
+    seeds: int
+    densities: tuple[float, ...]
+    methods: tuple[str, ...] = ALL + READINGS
+    curve: tuple[float, ...] = ()
+    rewound: tuple[int, ...] = ()
+    untuned: bool = False
 
 
-def measure(work: recipes.Work, method: str, shared: dict[str, Any]) -> dict[str, Any]:
-    """Accuracies of one method and seed, and the share of each layer that its masks keep."""
-    row: dict[str, Any] = {"method": method, "seed": work.seed}
-    for density, mask in masks_of(work, method, shared).items():
-        row[f"{density:g}"] = work.retrained(mask, "test")
-        row[f"{density:g} layers"] = [round(float(m.mean()), 5) for m in recipes.kernels(mask)]
-    if method == "one-shot":
-        row["dense"] = shared["dense"]
-    if method == "dessilbi":
-        path, params, _ = shared["once"]
-        row["dense"] = work.accuracy(params, "test")
-        row["reached"] = float(path.density()[-1])
-    return row
+_DENSITIES = (0.05, 0.02, 0.01, 0.5)
+BUDGETS = {
+    "smoke": Budget(
+        Setting("lenet300", "mnist", 2, 0.05, batch=16, widths=(16, 8)), 1, (0.2,),
+        curve=(0.3,), rewound=(0, 1), untuned=True,
+    ),
+    "cpu": Budget(
+        Setting("lenet300", "mnist", 10, 0.05), 5, _DENSITIES,
+        curve=(0.03, 0.1, 0.2, 0.3), rewound=(0, 1, 2, 5),
+    ),
+    "lenet5": Budget(Setting("lenet5", "mnist", 3, 0.01), 3, (0.05, 0.02), FIVE),
+    "fashion": Budget(Setting("lenet300", "fashion_mnist", 10, 0.05), 5, _DENSITIES),
+    "conv2": Budget(Setting("conv2", "cifar10", 40, 0.02), 3, _DENSITIES),
+    "conv4": Budget(Setting("conv4", "cifar10", 40, 0.02), 3, _DENSITIES),
+}  # fmt: skip
 
 
-def runs_before(method: str, density: float) -> float:
-    """Search cost in dense runs."""
-    if method == "iterative":
-        return recipes.ROUNDS[density]
-    if method.endswith("twice"):
-        return ONCE.share + SECOND.share
-    return 1.0
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """Makes the rows of one budget."""
+
+    budget: Budget
+    args: Any
+
+    def work(self, seed: int) -> Work:
+        return Work(self.budget.setting, seed, self.args.data_dir, self.args.work / "kept")
+
+    def setting(self, name: str) -> dict[str, Any]:
+        """How a method is run: other readings of DessiLBI's run have its setting."""
+        rival = dessilbi.DESSILBI if name in READINGS else methods.named(name)
+        if self.budget.untuned or not any(rival.trials):
+            return rival.trials[0]
+        return chosen(rival.name)
+
+    def dense(self, seed: int) -> dict[str, Any]:
+        work = self.work(seed)
+        params, stats, _ = work.train(work.sgd())
+        row = {"method": "dense", "seed": seed, "retrained": work.accuracy(params, stats)}
+        return row | {"cost": dataclasses.asdict(work.cost)}
+
+    def ticket(self, name: str, density: float, seed: int) -> dict[str, Any]:
+        work = self.work(seed)
+        setting = self.setting(name)
+        if name == "random":  # as many weights in each layer as DessiLBI's ticket has
+            own = dessilbi.once(self.work(seed), density, **self.setting("DessiLBI"))
+            setting = {"layers": tuple(float(m.mean()) for m in masks.kernels(own.mask))}
+        found = methods.named(name).find(work, density, **setting)
+        row: dict[str, Any] = {
+            "method": name,
+            "seed": seed,
+            "density": density,
+            "kept": masks.density(found.mask),
+            "layers": masks.by_layer(found.mask),
+            "cost": dataclasses.asdict(found.cost),
+            "own": work.accuracy(found.params, found.stats) if found.params else None,
+            **found.told,
+        }
+        before = work.cost
+        after = work.retrained(found.mask)
+        final = dataclasses.asdict(work.cost - before)
+        return row | {"retrained": work.accuracy(after.params, after.stats), "final": final}
+
+    def rewound(self, epochs: int, density: float, seed: int) -> dict[str, Any]:
+        """DessiLBI's ticket trained from the weights of its own run after some epochs."""
+        work = self.work(seed)
+        setting = self.setting("DessiLBI")
+        found = dessilbi.once(work, density, **setting)
+        params, stats = dessilbi.weights_after(work, epochs, **setting)
+        after = work.retrained(found.mask, params, stats, first=work.steps(epochs) if epochs else 0)
+        return {
+            "method": "DessiLBI", "seed": seed, "density": density, "rewound": epochs,
+            "retrained": work.accuracy(after.params, after.stats),
+        }  # fmt: skip
+
+    def cells(self) -> list[cells.Cell]:
+        """All cells, seed by seed."""
+        return [cell for seed in range(self.budget.seeds) for cell in self._cells(seed)]
+
+    def _cells(self, seed: int) -> list[cells.Cell]:
+        budget = self.budget
+
+        def cell(name: str, make: Callable[..., Any], *words: Any) -> cells.Cell:
+            key = f"{budget.setting.key} {name} seed={seed}{'' if budget.untuned else ' tuned'}"
+            weight = 7.0 if "lottery" in name else 2.0
+            return cells.Cell(key, lambda: make(*words, seed), weight)
+
+        wanted = [(name, d) for name in budget.methods for d in budget.densities]
+        wanted += [("DessiLBI", d) for d in budget.curve]
+        late = budget.densities[min(1, len(budget.densities) - 1)]
+        return [
+            cell("dense", self.dense),
+            *(cell(f"{name} {d:g}", self.ticket, name, d) for name, d in wanted),
+            *(cell(f"F-epoch {k} {late:g}", self.rewound, k, late) for k in budget.rewound),
+        ]
+
+
+def summed(budget: Budget, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table: means, deviations, paired differences, costs in dense runs."""
+    dense = [row for row in rows if row["method"] == "dense"]
+    run = dense[0]["cost"]["flops"]
+    tickets = defaultdict(list)
+    late = defaultdict(list)
+    for row in rows:
+        if "rewound" in row:
+            late[row["density"], row["rewound"]].append(row["retrained"])
+        elif row["method"] != "dense":
+            tickets[row["method"], row["density"]].append(row)
+    table = []
+    for (method, density), own in tickets.items():
+        accuracies = [row["retrained"] for row in own]
+        line: dict[str, Any] = {
+            "method": method,
+            "density": density,
+            "retrained": results.spread(accuracies),
+            "own": None if own[0]["own"] is None else results.spread([r["own"] for r in own]),
+            "layers": [results.spread(list(each))["mean"] for each in
+                       zip(*(row["layers"] for row in own), strict=True)],
+            "search_runs": round(own[0]["cost"]["flops"] / run, 3),
+            "search_flops": own[0]["cost"]["flops"],
+            "search_seconds": results.spread([row["cost"]["seconds"] for row in own]),
+            "search_cpu_seconds": results.spread([row["cost"]["cpu_seconds"] for row in own]),
+            "minus_dense": results.paired(accuracies, [row["retrained"] for row in dense]),
+        }  # fmt: skip
+        ours = [row["retrained"] for row in tickets["DessiLBI", density]]
+        if method != "DessiLBI":
+            line["dessilbi_minus_this"] = results.paired(ours, accuracies)
+        table.append(line)
+    return {
+        "dense": results.spread([row["retrained"] for row in dense]),
+        "dense_flops": run,
+        "dense_seconds": results.spread([row["cost"]["seconds"] for row in dense]),
+        "dense_cpu_seconds": results.spread([row["cost"]["cpu_seconds"] for row in dense]),
+        "table": table,
+        "rewound": [
+            {"density": density, "epochs": epochs, "retrained": results.spread(values)}
+            for (density, epochs), values in late.items()
+        ],
+    }
+
+
+def printed(result: dict[str, Any]) -> None:
+    """The table on the terminal."""
+    print(f"dense {result['dense']['mean']:.2f} ± {result['dense']['std']}")
+    for line in sorted(result["table"], key=lambda x: (x["density"], -x["retrained"]["mean"])):
+        shown = line["retrained"]
+        own = "" if line["own"] is None else f"  own {line['own']['mean']:6.2f}"
+        print(f"{line['density']:5.0%} {line['method']:24s} {shown['mean']:6.2f} ± {shown['std']}"
+              f"  {line['search_runs']:6.2f} runs{own}")  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", required=True)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=5)
-    args = parser.parse_args()
+    parser = options.parser(__doc__ or "", tuple(BUDGETS))
+    args = options.parsed(parser)
     started = time.time()
-    runs = bench.Runs(RESULTS / "tickets.jsonl")
-    rows: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
-    for seed in range(args.seeds):
-        work = recipes.Work.of(args.data_dir, 0, args.epochs, seed)
-        shared: dict[str, Any] = {}
-        for method in METHODS:
-            key = f"{method} epochs={args.epochs} seed={seed}"
-            make = functools.partial(measure, work, method, shared)
-            rows[method].append(runs.get(key, make))
-
-    flops = FLOPS_AN_IMAGE * work.steps(args.epochs) * bench.BATCH
-    table = []
-    for method in METHODS:
-        for density in DENSITIES:
-            name = f"{density:g}"
-            if name not in rows[method][0]:
-                continue
-            cost = runs_before(method, density)
-            values = [row[name] for row in rows[method]]
-            line: dict[str, Any] = {
-                "method": method,
-                "density": density,
-                "accuracy": bench.spread(values),
-                "search_runs": cost,
-                "search_epochs": cost * args.epochs,
-                "search_training_flops": cost * flops,
-            }
-            for rival in RIVALS:
-                if name not in rows[rival][0]:
-                    continue
-                paired = zip(values, (row[name] for row in rows[rival]), strict=True)
-                line[f"minus_{rival}"] = bench.spread([a - b for a, b in paired])
-                line[f"minus_{rival}"]["n"] = len(values)
-            table.append(line)
-            shown, gap = table[-1]["accuracy"], table[-1]["minus_iterative"]
-            print(
-                f"{method:18s}{density:6.2f} {shown['mean']:7.2f} ± {shown['std']}"
-                f"   to iterative {gap['mean']:+.2f} ± {gap['std']}   {cost:g} runs"
-            )
-    result = {
-        "config": {
-            "epochs": args.epochs, "seeds": list(range(args.seeds)), "peak": PEAK,
-            "momentum": bench.MOMENTUM, "batch": bench.BATCH, "rounds": recipes.ROUNDS,
-            "once": dataclasses.asdict(ONCE), "keep": KEEP, "second": dataclasses.asdict(SECOND),
-            "closed": dataclasses.asdict(CLOSED),
-        },
-        "dense": bench.spread([row["dense"] for row in rows["one-shot"]]),
-        "dessilbi_dense": bench.spread([row["dense"] for row in rows["dessilbi"]]),
-        "training_seconds": sum(row["seconds"] for part in rows.values() for row in part),
-        "table": table,
-    }  # fmt: skip
-    print(write("tickets", result, started))
+    keep_memory()
+    budget = BUDGETS[args.budget]
+    name = "tickets" + ("" if args.budget in ("cpu", "smoke") else f"_{args.budget}")
+    runs = cells.Runs(options.place(args, name))
+    rows = cells.run(runs, Maker(budget, args).cells(), args.share)
+    if rows is None:
+        return
+    result = summed(budget, rows)
+    printed(result)
+    if args.budget != "smoke":
+        config = {
+            "setting": dataclasses.asdict(budget.setting),
+            "seeds": list(range(budget.seeds)),
+            "densities": budget.densities,
+            "methods": {
+                method: Maker(budget, args).setting(method)
+                for method in budget.methods
+                if method != "random"
+            },
+            "training_seconds": round(sum(row["seconds"] for row in rows)),
+        }
+        print(results.write(name, {"config": config, **result}, started))
 
 
 if __name__ == "__main__":

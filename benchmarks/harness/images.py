@@ -1,4 +1,4 @@
-"""Data sets as plain arrays: from a prepared folder, from one .npz file, or made for a smoke run."""
+"""Data sets as plain arrays: from a prepared folder, one .npz file, or made for a smoke run."""
 
 import functools
 from pathlib import Path

@@ -18,17 +18,22 @@ def _share(text: str) -> tuple[int, int]:
     return int(k), int(n)
 
 
-def parser(question: str, budgets: tuple[str, ...]) -> argparse.ArgumentParser:
+def parser(
+    question: str, budgets: tuple[str, ...], needs_data: bool = True
+) -> argparse.ArgumentParser:
     """A parser with what all tables share.
 
     Args:
         question: the table's docstring.
         budgets: what it can be run with; "smoke" among them, for which no data are needed.
+        needs_data: whether the others need data; if not, there are no cells to share either.
     """
     out = argparse.ArgumentParser(
         description=question, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     out.add_argument("--budget", choices=budgets, default="cpu")
+    if not needs_data:
+        return out
     out.add_argument("--data-dir", help="folder of prepared data sets, or of NAME.npz files")
     out.add_argument(
         "--share", type=_share, default=(1, 1), metavar="K/N",
@@ -44,6 +49,8 @@ def parser(question: str, budgets: tuple[str, ...]) -> argparse.ArgumentParser:
 def parsed(known: argparse.ArgumentParser, words: list[str] | None = None) -> Any:
     """The options; tables on real data need to be told where the data are."""
     args = known.parse_args(words)
+    if "data_dir" not in args:
+        return args
     if args.budget != "smoke" and not args.data_dir:
         known.error(f"--budget {args.budget} needs --data-dir DIR; --budget smoke needs no data")
     if args.budget == "smoke":

@@ -83,6 +83,10 @@ class Cost:
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         return Cost(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
+    def __rmul__(self, times: float) -> "Cost":
+        steps, *rest = dataclasses.astuple(self)
+        return Cost(round(times * steps), *(times * each for each in rest))
+
     def __sub__(self, other: "Cost") -> "Cost":
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         return Cost(*(a - b for a, b in zip(mine, theirs, strict=True)))
@@ -140,7 +144,7 @@ def schedule(kind: str, peak: float, steps: int) -> optax.Schedule:
 
 
 @functools.lru_cache(8)
-def _step(
+def training_step(
     graph: Any, tx: optax.GradientTransformation, view: Any, penalty: Any, augment: bool
 ) -> Callable[..., Any]:
     """One compiled update, kept for as long as the same objects are used."""
@@ -227,9 +231,7 @@ class Work:
 
     def rate(self, steps: int | None = None, peak: float | None = None) -> optax.Schedule:
         """The learning rate of a run of so many updates, or of the setting's."""
-        return schedule(
-            self.setting.schedule, peak or self.setting.rate, steps or self.steps()
-        )
+        return schedule(self.setting.schedule, peak or self.setting.rate, steps or self.steps())
 
     def sgd(self, steps: int | None = None) -> optax.GradientTransformation:
         """The setting's optimizer, without decay."""
@@ -272,7 +274,7 @@ class Work:
         each = len(y) // self.batch
         every = max(1, each // 4) if every is None else every
         wall, cpu = time.time(), time.process_time()
-        step = _step(self.graph, tx, view, penalty, self.setting.augment)
+        step = training_step(self.graph, tx, view, penalty, self.setting.augment)
         # Copies: a step donates what it is given.
         state = jax.jit(tx.init)(params) if state is None else jax.tree.map(jnp.copy, state)
         epoch, order = -1, None
@@ -296,6 +298,10 @@ class Work:
         """Adds training, in full steps, to the cost."""
         flops = 3.0 * self.forward_flops * self.batch * steps
         self.cost += Cost(round(steps), flops, seconds, cpu_seconds)
+
+    def in_runs(self, cost: Cost) -> float:
+        """A cost as a multiple of the setting's run."""
+        return round(cost.flops / (3.0 * self.forward_flops * self.batch * self.steps()), 4)
 
     def retrained(
         self, mask: Tree, params: Tree = None, stats: Tree = None, *, first: int = 0
@@ -351,24 +357,22 @@ class Work:
 
 def _write(file: Path, name: str, tree: dict[str, Any], spent: Cost) -> None:
     """A nested dict of arrays and what it cost, at once or not at all."""
+    flat = traverse_util.flatten_dict(tree, keep_empty_nodes=True)
+    empty = [path for path, leaf in flat.items() if leaf is traverse_util.empty_node]
     leaves = {
-        json.dumps(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree).items()
+        json.dumps(path): np.asarray(leaf) for path, leaf in flat.items() if path not in empty
     }
+    about = {"name": name, "cost": dataclasses.asdict(spent), "empty": empty}
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
     with part.open("wb") as out:
-        np.savez_compressed(
-            out, name=np.array(name), cost=np.array(json.dumps(dataclasses.asdict(spent))), **leaves
-        )
+        np.savez_compressed(out, about=np.array(json.dumps(about)), **leaves)
     os.replace(part, file)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], Cost]:
     with np.load(file) as stored:
-        spent = Cost(**json.loads(str(stored["cost"])))
-        leaves = {
-            tuple(json.loads(name)): stored[name]
-            for name in stored.files
-            if name not in ("name", "cost")
-        }
-    return traverse_util.unflatten_dict(leaves), spent
+        about = json.loads(str(stored["about"]))
+        flat = {tuple(json.loads(name)): stored[name] for name in stored.files if name != "about"}
+    flat |= {tuple(path): {} for path in about["empty"]}
+    return traverse_util.unflatten_dict(flat), Cost(**about["cost"])

@@ -1,0 +1,1 @@
+"""The page of all results: `tables` turns JSON into Markdown, `figures` into pictures."""

@@ -1,0 +1,104 @@
+"""Pictures of the page, as SVG files: the same bytes from the same data."""
+
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "dessilbi_jax", "font.size": 9, "axes.spines.top": False,
+         "axes.spines.right": False, "legend.frameon": False, "figure.constrained_layout.use": True}
+    )  # fmt: skip
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None, "Creator": None})
+    _pyplot().close(figure)
+    return file
+
+
+SHOWN = (
+    "DessiLBI", "lottery (IMP)", "one-shot", "matched decay", "gradual (Zhu-Gupta)", "RigL",
+    "SNIP", "random",
+)  # fmt: skip
+
+
+def tickets(result: Result, file: Path) -> Path:
+    """Accuracy after retraining against density; DessiLBI's whole curve is one run."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 4))
+    dense = result["dense"]["mean"]
+    axes.axhline(dense, color="0.6", lw=1, ls="--")
+    axes.annotate("dense", (0.5, dense), va="bottom", ha="right", color="0.4")
+    present = dict.fromkeys(line["method"] for line in result["table"])
+    for method in (name for name in SHOWN if name in present):
+        points = sorted(
+            (line["density"], line["retrained"]["mean"], line["retrained"]["std"] or 0.0)
+            for line in result["table"]
+            if line["method"] == method
+        )
+        ours = method == "DessiLBI"
+        axes.errorbar(
+            *zip(*((x, y) for x, y, _ in points), strict=True),
+            yerr=[s for *_, s in points], marker="o", ms=4, capsize=2,
+            lw=2.2 if ours else 0, color="black" if ours else None,
+            elinewidth=1, label="DessiLBI, one run" if ours else method,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    ticks = sorted({line["density"] for line in result["table"]})
+    axes.set_xticks(ticks, [f"{100 * t:g}" for t in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("weights kept, %")
+    axes.set_ylabel("test accuracy after retraining, %")
+    axes.legend(fontsize=8)
+    return _save(figure, file)
+
+
+def ticket_cost(result: Result, file: Path) -> Path:
+    """Accuracy of 5 % tickets against the cost of their search."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 4))
+    dense, bound = result["dense"]["mean"], result["config"]["bound"]
+    axes.axhspan(dense - bound, dense + bound, color="0.92")
+    for line in result["table"]:
+        ours = line["method"].startswith("DessiLBI")
+        x, y = max(line["search_runs"], 1e-3), line["retrained"]["mean"]
+        axes.plot(x, y, "o", color="black" if ours else "tab:blue", ms=5 if ours else 4)
+        axes.annotate(
+            line["method"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("training before the final retraining, dense runs")
+    axes.set_ylabel("test accuracy after retraining, %")
+    axes.set_title("tickets of 5 %; grey: within the bound of the dense network", fontsize=9)
+    return _save(figure, file)
+
+
+def classification(result: Result, file: Path) -> Path:
+    """Measured against published accuracy."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+    lines = result["table"]
+    places = range(len(lines))
+    axes.errorbar(
+        [line["accuracy"]["mean"] for line in lines], places,
+        xerr=[line["accuracy"]["std"] or 0.0 for line in lines],
+        fmt="o", ms=4, color="black", capsize=2, label="measured here",
+    )  # fmt: skip
+    axes.plot(
+        [line["published"] for line in lines], places, "x", color="tab:red", label="published"
+    )
+    axes.set_yticks(places, [line["method"] for line in lines])
+    axes.invert_yaxis()
+    axes.set_xlabel("test accuracy, %")
+    axes.legend()
+    return _save(figure, file)

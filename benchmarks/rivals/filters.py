@@ -1,0 +1,328 @@
+"""Rivals that remove filters: each ends with a physically smaller network at a share of the FLOPs.
+
+A filter is a group of `dl.channel_groups`: all that makes one channel. In a residual network that
+is a position of the residual stream with every kernel that adds to it, so that whatever is
+removed can be cut out by `dl.slim`. Every method may remove the same groups, keeps one in each
+set of them, and keeps the most of its own order that the FLOPs allow.
+"""
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dessilbi_jax as dl
+from benchmarks.harness.work import Trained, Work
+from benchmarks.rivals.cuts import (
+    Cut,
+    Kind,
+    as_masks,
+    beginning,
+    channel_groups,
+    cut,
+    everywhere,
+    in_each,
+    kind,
+    norms,
+    scales,
+)
+from dessilbi_jax.structure import leaf_paths
+
+Tree = Any
+_STILL = optax.set_to_zero()
+
+
+@dataclasses.dataclass(frozen=True)
+class Slimmed:
+    """The trained smaller network that a method ends with.
+
+    Attributes:
+        cut: where it was cut out; `cut.work` is the smaller network's.
+        params, stats: what it ends with.
+        search, training: FLOPs of training until the cut, and in all, in dense runs.
+    """
+
+    cut: Cut
+    params: Tree
+    stats: Tree
+    search: float
+    training: float
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Those that `models.build` makes the network from."""
+        return self.cut.work.setting.widths or ()
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterRival:
+    """A method under its name.
+
+    Attributes:
+        name: as in the table.
+        find: find(work, share, **setting) → Slimmed, for one share of the FLOPs.
+        source: the paper.
+        assumed: what the paper leaves open, and how it was read.
+        trials: what may be chosen on held-out images; the first is the default.
+    """
+
+    name: str
+    find: Callable[..., Slimmed]
+    source: str
+    assumed: str = ""
+    trials: tuple[dict[str, Any], ...] = ({},)
+
+
+def dense_run(work: Work) -> float:
+    """FLOPs of one run of a work's network."""
+    return 3.0 * work.forward_flops * work.batch * work.steps()
+
+
+def _ended(work: Work, before: float, small: Cut, trained: Trained) -> Slimmed:
+    search = work.cost.flops - before
+    training = search + small.work.cost.flops
+    one = dense_run(work)
+    return Slimmed(small, trained.params, trained.stats, search / one, training / one)
+
+
+def dense(work: Work) -> Trained:
+    """The whole network after one run, made once for all who begin with it."""
+    made = work.kept("dense", lambda: _pair(work.train(work.sgd())))
+    return Trained(made["params"], made["stats"], None)
+
+
+def _pair(trained: Trained) -> dict[str, Tree]:
+    return {"params": trained.params, "stats": trained.stats}
+
+
+# The methods.
+
+
+@functools.lru_cache(8)
+def _constant(rate: float, momentum: float) -> optax.GradientTransformation:
+    return optax.sgd(rate, momentum)
+
+
+def l1_norm(work: Work, share: float, tuning: str = "paper") -> Slimmed:
+    """Li et al. (2017): the filters of smallest l1 norm of each layer go after a dense run.
+
+    Args:
+        work: with the dense network.
+        share: of the FLOPs that stays.
+        tuning: "paper": a quarter of a run's epochs at a hundredth of the peak of the learning
+            rate (40 of 164 epochs at 0.001 there); "run": once more the dense run's schedule.
+    """
+    before = work.cost.flops
+    whole = dense(work)
+    groups = channel_groups(kind(work))
+    kept = beginning(groups, in_each(groups, norms(groups, whole.params, 1)), share)
+    small = cut(work, whole.params, whole.stats, as_masks(groups, kept))
+    slim, steps = small.work, small.work.steps()
+    tx = slim.sgd()
+    if tuning == "paper":
+        tx = _constant(0.01 * slim.setting.rate, slim.setting.momentum)
+        steps = slim.steps(slim.setting.epochs / 4)
+    trained = slim.train(tx, small.params, small.stats, steps=steps)
+    return _ended(work, before, small, trained)
+
+
+@functools.lru_cache(8)
+def l1_of_scales(strength: float) -> Callable[[Tree], jax.Array]:
+    """strength · Σ|γ| over the scales of all normalisations, and of nothing else."""
+
+    def penalty(params: Tree) -> jax.Array:
+        found = [leaf for path, leaf in leaf_paths(params) if path.endswith("scale")]
+        return strength * sum(jnp.sum(jnp.abs(leaf)) for leaf in found)
+
+    return penalty
+
+
+def network_slimming(work: Work, share: float, strength: float = 1e-4) -> Slimmed:
+    """Liu et al. (2017): l1 on the scales of normalisation, the smallest of all layers go.
+
+    Args:
+        work: with the dense network.
+        share: of the FLOPs that stays.
+        strength: of the penalty.
+    """
+    before = work.cost.flops
+    made = work.kept(
+        f"network slimming strength={strength}",
+        lambda: _pair(work.train(work.sgd(), penalty=l1_of_scales(strength))),
+    )
+    groups = channel_groups(kind(work))
+    kept = beginning(groups, everywhere(groups, scales(groups, made["params"])), share)
+    small = cut(work, made["params"], made["stats"], as_masks(groups, kept))
+    trained = small.work.train(small.work.sgd(), small.params, small.stats)
+    return _ended(work, before, small, trained)
+
+
+def softened(groups: dl.ChannelGroups, params: Tree, share: float) -> tuple[Tree, np.ndarray]:
+    """The network with the filters of smallest l2 norm of each layer at zero, and which stay."""
+    kept = beginning(groups, in_each(groups, norms(groups, params, 2)), share)
+    masks = as_masks(groups, kept, kernels=True)
+    paths = [path for path, _ in leaf_paths(params)]
+    leaves = [
+        leaf * jnp.asarray(masks[path], leaf.dtype)
+        for path, leaf in zip(paths, jax.tree.leaves(params), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves), kept
+
+
+def soft_filter_pruning(work: Work, share: float) -> Slimmed:
+    """He et al. (2018): at the end of each epoch the smallest filters are zeroed, and train on.
+
+    Args:
+        work: with the dense network.
+        share: of the FLOPs that stays.
+    """
+    before = work.cost.flops
+    groups = channel_groups(kind(work))
+
+    def run() -> dict[str, Tree]:
+        now = Trained(work.params, work.stats, None)
+        each, last = work.steps(1), work.steps()
+        kept = np.ones(groups.count, bool)
+        for first in range(0, last, each):
+            now = work.train(work.sgd(), *now, first=first, steps=min(first + each, last))
+            params, kept = softened(groups, now.params, share)
+            now = now._replace(params=params)
+        return {**_pair(now), "kept": kept}
+
+    made = work.kept(f"soft filter pruning share={share}", run)
+    small = cut(work, made["params"], made["stats"], as_masks(groups, made["kept"]))
+    # A zeroed filter still gave a constant behind its normalisation: the next one's mean holds it.
+    steps = max(small.work.steps(1), 50)
+    trained = small.work.train(_STILL, small.params, small.stats, steps=steps)
+    return _ended(work, before, small, trained)
+
+
+@functools.lru_cache(8)
+def _splitting(
+    kind: Kind, rate: optax.Schedule, momentum: float, steps: int, nu: float, group_density: float
+) -> optax.GradientTransformation:
+    return dl.dessilbi(
+        rate, nu=nu, lam="auto", group_density=group_density, steps=steps, momentum=momentum,
+        structure=dl.channels(channel_groups(kind)),
+    )  # fmt: skip
+
+
+def dessilbi(
+    work: Work, share: float, way: str = "init", nu: float = 20.0, group_density: float = 0.5
+) -> Slimmed:
+    """DessiLBI on the channels for half of a run; what entered Γ first is cut out and trained.
+
+    Args:
+        work: with the dense network.
+        share: of the FLOPs that stays.
+        way: "end": cut half way, momentum and all, and trained for the other half; "init": cut
+            out of the first weights and trained for a run.
+        nu: ν.
+        group_density: share of the channels that Γ is to hold half way; λ follows from it.
+    """
+    before = work.cost.flops
+    half = work.steps() // 2
+    groups = channel_groups(kind(work))
+
+    def run() -> dict[str, Any]:
+        tx = _splitting(kind(work), work.rate(), work.setting.momentum, half, nu, group_density)
+        path = dl.SolutionPath()
+        now = work.train(
+            tx, steps=half, watch=lambda step, params, stats, state: path.record(step, state)
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "path.npz"
+            path.save(file)
+            stored = np.frombuffer(file.read_bytes(), np.uint8)
+        momentum = optax.tree_utils.tree_get(now.state, "trace")
+        return {**_pair(now), "momentum": momentum, "path": stored}
+
+    made = work.kept(f"DessiLBI nu={nu} group_density={group_density}", run)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "path.npz"
+        file.write_bytes(np.asarray(made["path"]).tobytes())
+        path = dl.SolutionPath.load(file)
+    ticket = path.ticket(flops=share * groups.flops(), count=groups.flops)
+    if way == "init":
+        small = cut(work, work.params, work.stats, ticket)
+        trained = small.work.train(small.work.sgd(), small.params, small.stats)
+        return _ended(work, before, small, trained)
+    small = cut(work, made["params"], made["stats"], ticket)
+    tx = small.work.sgd()
+    state = optax.tree_utils.tree_set(
+        tx.init(small.params), trace=small.plan.apply(made["momentum"]), count=jnp.asarray(half)
+    )
+    trained = small.work.train(tx, small.params, small.stats, state, first=half)
+    return _ended(work, before, small, trained)
+
+
+# The controls of every method.
+
+
+def scratch(work: Work, found: Slimmed, budget: str) -> tuple[Work, Trained]:
+    """Liu et al. (2019): the method's widths, freshly initialised, trained by themselves.
+
+    Args:
+        work: with the dense network.
+        found: what a method ended with.
+        budget: "E": for the dense run's epochs; "B": for as many as cost the dense run's FLOPs.
+
+    Returns:
+        The fresh network's own work and what it ends with; made once for the same widths.
+    """
+    epochs = work.setting.epochs
+    if budget == "B":
+        epochs = round(epochs / found.cut.flops)
+    setting = dataclasses.replace(work.setting, widths=found.widths, epochs=epochs)
+    fresh = Work(setting, work.seed + 1000, work.data_dir, work.folder)
+    return fresh, dense(fresh)
+
+
+_LIU = "Liu et al. (2017), Learning efficient convolutional networks through network slimming"
+_LI = "Li et al. (2017), Pruning filters for efficient convnets"
+_FU = "Fu et al. (2020), DessiLBI"
+_SPANNING = "the score of a channel that several layers make is {} over them"
+
+RIVALS = {
+    rival.name: rival
+    for rival in (
+        FilterRival(
+            "L1-norm filters", l1_norm, _LI,
+            "the same share of each layer, without the paper's choice of layers to spare by hand; "
+            + _SPANNING.format("the sum"),
+        ),
+        FilterRival(
+            "L1-norm filters, long", functools.partial(l1_norm, tuning="run"), _LI,
+            "as above, tuned for a whole run: the paper's tuning assumes a run that is long and "
+            "little that is cut",
+        ),
+        FilterRival(
+            "network slimming", network_slimming, _LIU,
+            "scales start at 1, not at 0.5; tuned for a whole run, as the paper does; "
+            + _SPANNING.format("the mean"),
+            tuple({"strength": s} for s in (1e-4, 1e-3, 3e-3, 1e-2)),
+        ),
+        FilterRival(
+            "soft filter pruning", soft_filter_pruning,
+            "He et al. (2018), Soft filter pruning for accelerating deep convolutional networks",
+            "kernels are zeroed, normalisation is not, and the momentum goes on; not tuned after "
+            "the cut, but the batch statistics are taken anew; "
+            + _SPANNING.format("the sum of squares"),
+        ),
+        FilterRival(
+            "DessiLBI, end", functools.partial(dessilbi, way="end"), _FU,
+            trials=({"nu": 20.0}, {"nu": 100.0}, {"group_density": 0.3}, {"group_density": 0.7}),
+        ),
+        FilterRival(
+            "DessiLBI, init", functools.partial(dessilbi, way="init"), _FU,
+            trials=({"nu": 20.0}, {"nu": 100.0}, {"group_density": 0.3}, {"group_density": 0.7}),
+        ),
+    )
+}  # fmt: skip

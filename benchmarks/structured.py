@@ -1,0 +1,352 @@
+"""Which way to remove filters keeps the most accuracy, by FLOPs and by measured latency?
+
+    python -m benchmarks structured --budget cpu --data-dir DIR
+
+CIFAR-10, a VGG and a ResNet; per seed every method of `rivals.filters` cuts a smaller network out
+at each share of the FLOPs. Beside each stand the controls of Liu et al. (2019): the network of the
+same widths, freshly initialised, trained for the dense run's epochs (Scratch-E) or for as many as
+cost the dense run's FLOPs (Scratch-B, epochs divided by the share, however small). Latency is that
+of a forward pass, the slim networks and the dense one in turn in one process, as the ratio of the
+medians. Costs are FLOPs of training in dense runs: until the cut ("search") and in all.
+
+No weight decay. What a method leaves open (`trials`) is chosen first, once, on held-out images with
+a seed of its own, for the first network and the middle share.
+
+Budgets: "cpu": a small VGG and a ResNet-8 of half widths, 3072 images, 4 epochs, a quarter of the
+FLOPs, 3 seeds: the figures compare with each other, not with the best that is known. "gpu": VGG-16
+and ResNet-56, all images, moved and mirrored, 160 epochs, five shares, 3 seeds; and the papers'
+Fig. 5 (`FIGURE_5`): tickets of Γ's support along one run, retrained from the first weights. There
+ResNet-50 is the one for ImageNet, on images of 32x32. "smoke": no data, seconds.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dessilbi_jax as dl
+from benchmarks.harness import cells, masks, options, results
+from benchmarks.harness.work import Setting, Work
+from benchmarks.latency import compiled, interleaved
+from benchmarks.rivals import filters
+from dessilbi_jax import models
+
+COST = {
+    "smoke": "seconds, one core, no data",
+    "cpu": "not measured",
+    "gpu": "not measured; as much as about 280 runs of 160 epochs of VGG-16 or ResNet-56",
+}
+CHOOSING_SEED = 100
+HELD_OUT = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a table is made of.
+
+    Attributes:
+        settings: of each network.
+        shares: of the FLOPs.
+        seeds: how many.
+        choosing: whether the methods' trials are compared first; else their defaults are taken.
+        batch, seconds: of the latencies.
+        figure_5: what is run of it: (name, setting, group or lasso, ν, λ).
+    """
+
+    settings: tuple[Setting, ...]
+    shares: tuple[float, ...]
+    seeds: int
+    choosing: bool = True
+    batch: int = 128
+    seconds: float = 20.0
+    figure_5: tuple[tuple[str, Setting, str, float, float], ...] = ()
+
+
+def _figure_5(network: str) -> Setting:
+    return Setting(network, "cifar10", 160, 0.1, schedule="steps", augment=True)  # κα = 0.1
+
+
+FIGURE_5 = (
+    ("VGG-16, group", _figure_5("vgg16"), "group", 100.0, 0.1),
+    ("ResNet-56, group", _figure_5("resnet56"), "group", 100.0, 0.05),
+    ("VGG-16, lasso", _figure_5("vgg16"), "lasso", 100.0, 0.05),
+    ("ResNet-50, lasso", _figure_5("resnet50"), "lasso", 100.0, 0.03),
+)
+_TINY = Setting("vgg-small", "cifar10", 2, 0.05, batch=8, widths=(4, 8))
+BUDGETS = {
+    "smoke": Budget(
+        (_TINY,), (0.5,), 1, False, 8, 0.1,
+        (("tiny, group", dataclasses.replace(_TINY, schedule="steps"), "group", 5.0, 1e-4),),
+    ),
+    "cpu": Budget(
+        (
+            Setting("vgg-small", "cifar10", 4, 0.05, batch=64, images=3072,
+                    widths=(16, 16, 32, 32, 64, 64)),
+            Setting("resnet-small", "cifar10", 4, 0.05, batch=64, images=3072,
+                    widths=(8, 16, 32)),
+        ),
+        (0.25,), 3,
+    ),
+    "gpu": Budget(
+        (
+            Setting("vgg16", "cifar10", 160, 0.05, augment=True),
+            Setting("resnet56", "cifar10", 160, 0.1, augment=True),
+        ),
+        (0.7, 0.5, 0.35, 0.25, 0.15), 3, seconds=60.0, figure_5=FIGURE_5,
+    ),
+}  # fmt: skip
+
+
+def whole(setting: Setting, seed: int, args: Any) -> dict[str, Any]:
+    """The dense network's accuracy."""
+    work = Work(setting, seed, args.data_dir, args.work)
+    ended = filters.dense(work)
+    return {"accuracy": work.accuracy(ended.params, ended.stats)}
+
+
+def method(
+    setting: Setting, name: str, given: dict[str, Any], share: float, seed: int, args: Any
+) -> dict[str, Any]:
+    """A method's smaller network and its two controls."""
+    work = Work(setting, seed, args.data_dir, args.work)
+    found = filters.RIVALS[name].find(work, share, **given)
+    row: dict[str, Any] = {
+        "network": setting.network, "method": name, "share": share, "seed": seed,
+        "accuracy": found.cut.work.accuracy(found.params, found.stats),
+        "widths": found.widths, "flops_share": round(found.cut.flops, 4),
+        "params_share": round(found.cut.numbers, 4),
+        "slim_minus_masked": found.cut.difference,
+        "search": round(found.search, 4), "training": round(found.training, 4),
+    }  # fmt: skip
+    for budget in ("E", "B"):
+        fresh, ended = filters.scratch(work, found, budget)
+        row[f"scratch_{budget}_training"] = round(fresh.cost.flops / filters.dense_run(work), 4)
+        test = functools.partial(fresh.accuracy, ended.params, ended.stats)
+        # Found once for all methods that end with the same widths.
+        made = fresh.kept("accuracy", lambda test=test: {"test": np.asarray(test())})
+        row[f"scratch_{budget}"] = float(made["test"])
+    return row
+
+
+def latencies(
+    setting: Setting, widths: list[list[int]], batch: int, seconds: float, args: Any
+) -> dict[str, Any]:
+    """Medians of a forward pass: the dense network, and one of each of the widths, in turn."""
+    work = Work(setting, 0, args.data_dir)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, *work.shape)), jnp.float32)
+    calls = {}
+    for name, sizes in [("dense", setting.widths), *((str(w), w) for w in widths)]:
+        model = models.build(setting.network, input_shape=work.shape, widths=sizes)
+        model.eval()
+        run, arrays = compiled(model, x)
+        calls[name] = functools.partial(run, arrays, x)
+    times = interleaved(calls, seconds)
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    return {
+        "batch": batch, "dense_ms": round(1e3 * medians["dense"], 3), "turns": len(times["dense"]),
+        "ratio": {name: round(each / medians["dense"], 4) for name, each in medians.items()},
+    }  # fmt: skip
+
+
+@functools.lru_cache(4)
+def _papers(
+    rate: optax.Schedule, momentum: float, structure: str, nu: float, lam: float
+) -> optax.GradientTransformation:
+    groups = dl.filters if structure == "group" else dl.weights
+    return dl.dessilbi(
+        rate, kappa=1.0, nu=nu, lam=lam, structure=groups, momentum=momentum, nesterov=True,
+        variant="paper",
+    )  # fmt: skip
+
+
+def figure_5(
+    name: str, setting: Setting, structure: str, nu: float, lam: float, seed: int, args: Any
+) -> dict[str, Any]:
+    """Tickets of Γ's support along one run of the paper's setting, retrained from the start."""
+    work = Work(setting, seed, args.data_dir, args.work)
+    path, accuracy = dl.SolutionPath(), {}
+    each, last = work.steps(1), work.steps()
+
+    def watch(step: int, params: Any, stats: Any, state: Any) -> None:
+        path.record(step, state)
+        if step == last:
+            accuracy["W"] = work.accuracy(params, stats)
+            accuracy["projected"] = work.accuracy(dl.project(params, dl.support(state)), stats)
+
+    work.train(_papers(work.rate(), setting.momentum, structure, nu, lam), watch=watch, every=each)
+    tickets = []
+    for share in (0.25, 0.5, 1.0):
+        step = each * max(1, round(share * setting.epochs))
+        if path.density()[list(path.steps).index(step)] == 0:
+            tickets.append({"epoch": step // each, "density": 0.0, "retrained": None})
+            continue
+        mask = path.ticket(at=step).mask(work.params)
+        ended = work.retrained(mask)
+        tickets.append({
+            "epoch": step // each, "density": round(masks.density(mask), 5),
+            "retrained": work.accuracy(ended.params, ended.stats),
+        })  # fmt: skip
+    return {"name": name, "seed": seed, **accuracy, "tickets": tickets}
+
+
+def summary(rows: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> dict[str, Any]:
+    """One line of the table from its rows, one a seed, and the latencies measured for them."""
+    first = rows[0]
+    accuracy = [r["accuracy"] for r in rows]
+    line = {key: first[key] for key in ("network", "method", "share")}
+    for key in ("flops_share", "params_share", "accuracy", "search", "training"):
+        line[key] = results.spread([r[key] for r in rows])
+    line["latency"] = results.spread(
+        [ratio["ratio"][str(r["widths"])] for r, ratio in zip(rows, ratios, strict=True)]
+    )
+    for budget in ("E", "B"):
+        control = [r[f"scratch_{budget}"] for r in rows]
+        line[f"scratch_{budget}"] = results.spread(control)
+        line[f"scratch_{budget}_training"] = results.spread(
+            [r[f"scratch_{budget}_training"] for r in rows]
+        )
+        line[f"minus_scratch_{budget}"] = results.paired(accuracy, control)
+    return line
+
+
+def choice(budget: Budget, runs: cells.Runs, args: Any) -> list[dict[str, Any]] | None:
+    """What each method's trials reach on held-out images; None while other processes try some."""
+    setting = dataclasses.replace(budget.settings[0], held_out=HELD_OUT)
+    share = budget.shares[len(budget.shares) // 2]
+
+    def tried(name: str, given: dict[str, Any]) -> dict[str, Any]:
+        work = Work(setting, CHOOSING_SEED, args.data_dir, args.work)
+        found = filters.RIVALS[name].find(work, share, **given)
+        right = found.cut.work.accuracy(found.params, found.stats, "held_out")
+        return {"method": name, "given": given, "held_out": right}
+
+    wanted = [
+        cells.Cell(f"choice {setting.key} share={share} {name} {given}",
+                   functools.partial(tried, name, given))
+        for name, rival in filters.RIVALS.items() if len(rival.trials) > 1
+        for given in rival.trials
+    ]  # fmt: skip
+    return cells.run(runs, wanted, args.share)
+
+
+def best(tried: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each method the setting of the highest accuracy; of equal ones the first."""
+    top: dict[str, dict[str, Any]] = {}
+    for row in tried:
+        if row["held_out"] > top.get(row["method"], {"held_out": -1.0})["held_out"]:
+            top[row["method"]] = row
+    return {name: row["given"] for name, row in top.items()}
+
+
+def table(budget: Budget, runs: cells.Runs, args: Any) -> dict[str, Any] | None:
+    """All cells and what follows from them; None while other processes make the rest."""
+    tried = choice(budget, runs, args) if budget.choosing else []
+    if tried is None:
+        return None
+    chosen = best(tried)
+    wanted: list[cells.Cell] = []
+    places: list[tuple[Any, ...]] = []
+    for setting in budget.settings:
+        for seed in range(budget.seeds):
+            key = f"{setting.key} seed={seed}"
+            wanted.append(cells.Cell(f"{key} dense", functools.partial(whole, setting, seed, args)))
+            places.append((setting, "dense", None, seed))
+            for share in budget.shares:
+                for name in filters.RIVALS:
+                    given = chosen.get(name, {})
+                    make = functools.partial(method, setting, name, given, share, seed, args)
+                    words = "".join(f" {k}={v}" for k, v in given.items())
+                    wanted.append(cells.Cell(f"{key} share={share} {name}{words}", make, 2.5))
+                    places.append((setting, name, share, seed))
+    for each in budget.figure_5:
+        for seed in range(budget.seeds):
+            make = functools.partial(figure_5, *each, seed, args)
+            wanted.append(cells.Cell(f"figure 5: {each[0]} {each[1].key} seed={seed}", make, 4.0))
+            places.append((each[1], "figure 5", each[0], seed))
+    rows = cells.run(runs, wanted, args.share)
+    if rows is None:
+        return None
+    found = dict(zip(places, rows, strict=True))
+    measured = {}
+    for setting in budget.settings:  # by one process: others may be at work on the rest
+        for seed in range(budget.seeds):
+            widths = sorted({
+                tuple(row["widths"]) for (s, name, _, k), row in found.items()
+                if s == setting and k == seed and name in filters.RIVALS
+            })  # fmt: skip
+            sizes = [list(w) for w in widths]
+            key = f"latency {setting.key} batch={budget.batch} seconds={budget.seconds} {sizes}"
+            make = functools.partial(latencies, setting, sizes, budget.batch, budget.seconds, args)
+            measured[setting, seed] = runs.get(key, make)
+    seeds = range(budget.seeds)
+    lines: list[dict[str, Any]] = []
+    for setting in budget.settings:
+        right = [found[setting, "dense", None, seed]["accuracy"] for seed in seeds]
+        lines.append({"network": setting.network, "method": "dense", "flops_share": 1.0,
+                      "params_share": 1.0, "accuracy": results.spread(right)})  # fmt: skip
+        for share in budget.shares:
+            for name in filters.RIVALS:
+                own = [found[setting, name, share, seed] for seed in seeds]
+                ratios = [measured[setting, seed] for seed in seeds]
+                line = summary([{**r, "widths": list(r["widths"])} for r in own], ratios)
+                line["minus_dense"] = results.paired([r["accuracy"] for r in own], right)
+                lines.append(line)
+    return {
+        "config": {
+            "budget": args.budget, "seeds": budget.seeds, "shares": budget.shares,
+            "settings": [dataclasses.asdict(s) for s in budget.settings],
+            "chosen": chosen, "tried_on_held_out": [
+                {k: row[k] for k in ("method", "given", "held_out")} for row in tried],
+            "weight_decay": 0.0,
+            "latency": {"batch": budget.batch, "dense_ms": {
+                s.network: results.spread([measured[s, k]["dense_ms"] for k in seeds])
+                for s in budget.settings}},
+            "methods": {n: {"source": r.source, "assumed": r.assumed}
+                        for n, r in filters.RIVALS.items()},
+        },
+        "table": lines,
+        "figure_5": [row for place, row in found.items() if place[1] == "figure 5"],
+        "cpu_seconds": round(sum(r["cpu_seconds"] for r in [*tried, *rows, *measured.values()]), 1),
+    }  # fmt: skip
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    """The table in short."""
+    for line in lines:
+        right = line["accuracy"]
+        text = f"{line['network']:13} {line['method']:24} {right['mean']:6.2f} ± {right['std']}"
+        if line["method"] != "dense":
+            text += (
+                f"  FLOPs {line['flops_share']['mean']:.3f}  latency {line['latency']['mean']:.3f}"
+                f"  − E {line['minus_scratch_E']['mean']:+.2f} (p {line['minus_scratch_E']['p']})"
+                f"  − B {line['minus_scratch_B']['mean']:+.2f} (p {line['minus_scratch_B']['p']})"
+                f"  search {line['search']['mean']:.2f}, in all {line['training']['mean']:.2f}"
+            )
+        print(text)
+
+
+def main() -> None:
+    known = options.parser(__doc__, tuple(BUDGETS))
+    args = options.parsed(known)
+    started = time.time()
+    budget = BUDGETS[args.budget]
+    name = "structured_gpu" if args.budget == "gpu" else "structured"
+    runs = cells.Runs(options.place(args, name))
+    result = table(budget, runs, args)
+    if result is None:
+        return
+    show(result["table"])
+    if args.budget == "smoke":
+        file = results.write_json(args.work / "smoke" / f"{name}.json", result)
+    else:
+        file = results.write(name, result, started)
+    print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Uncertainty, and what stands beside a number."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks.harness import results
+
+
+def test_a_paired_difference_with_its_p():
+    # t = mean / (std / √n) = 0.2 / (0.1 / √3) with two degrees of freedom
+    found = results.paired([1.1, 2.2, 3.3], [1.0, 2.0, 3.0])
+    assert found["mean"] == pytest.approx(0.2)
+    assert found["std"] == pytest.approx(0.1)
+    assert found["n"] == 3
+    assert found["p"] == pytest.approx(0.074, abs=1e-3)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([1.0], [2.0]), ([1.0, 2.0], [1.0, 2.0])])
+def test_without_spread_there_is_no_p(ours, theirs):
+    assert results.paired(ours, theirs)["p"] is None
+
+
+def test_one_seed_has_no_deviation():
+    assert results.spread([1.0]) == {"mean": 1.0, "std": None, "values": [1.0]}
+
+
+def test_a_result_holds_its_command_without_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    words = ["x/tickets.py", "--data-dir", "/secret", "--budget", "cpu", "--work", "/other"]
+    monkeypatch.setattr(sys, "argv", words)
+    file = results.write("some", {"table": []}, started=0.0)
+    stored = json.loads(file.read_text())
+    assert stored["command"] == (
+        "python -m benchmarks tickets --data-dir DIR --budget cpu --work DIR"
+    )
+    assert stored["machine"]["backend"] == "cpu"
+    assert [f.name for f in tmp_path.iterdir()] == ["some.json"]

@@ -1,0 +1,53 @@
+"""The table of methods that remove filters, made small."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import structured
+from benchmarks.rivals import filters
+
+
+def test_smoke(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks"])  # put back afterwards
+    words = ["structured", "--budget", "smoke", "--work", str(tmp_path)]
+    assert command.main(words) == 0
+    told = json.loads((tmp_path / "smoke" / "structured.json").read_text())
+    lines = {line["method"]: line for line in told["table"]}
+    assert list(lines) == ["dense", *filters.RIVALS]
+    for name in filters.RIVALS:
+        line = lines[name]
+        assert line["flops_share"]["mean"] <= 0.5
+        assert line["params_share"]["mean"] < 1
+        assert line["latency"]["mean"] > 0
+        assert 0 < line["search"]["mean"] < line["training"]["mean"]
+        gap = line["accuracy"]["mean"] - line["scratch_B"]["mean"]
+        assert line["minus_scratch_B"]["mean"] == pytest.approx(gap, abs=0.002)
+        assert line["minus_scratch_E"]["n"] == 1
+    (row,) = told["figure_5"]
+    assert [ticket["epoch"] for ticket in row["tickets"]] == [1, 1, 2]
+    assert row["tickets"][-1]["density"] > 0
+    before = (tmp_path / "smoke" / "structured.jsonl").read_text()
+    command.main(words)  # all is there
+    assert (tmp_path / "smoke" / "structured.jsonl").read_text() == before
+    assert "Scratch" not in capsys.readouterr().err
+
+
+def test_the_best_on_held_out_images_is_chosen():
+    tried = [
+        {"method": "a", "given": {"x": 1}, "held_out": 50.0},
+        {"method": "a", "given": {"x": 2}, "held_out": 60.0},
+        {"method": "a", "given": {"x": 3}, "held_out": 60.0},
+        {"method": "b", "given": {}, "held_out": 0.0},
+    ]
+    assert structured.best(tried) == {"a": {"x": 2}, "b": {}}
+
+
+def test_budgets_are_named_with_their_cost():
+    assert structured.COST.keys() == structured.BUDGETS.keys()
+    assert [(s, nu, lam) for _, _, s, nu, lam in structured.FIGURE_5] == [
+        ("group", 100.0, 0.1), ("group", 100.0, 0.05), ("lasso", 100.0, 0.05),
+        ("lasso", 100.0, 0.03),
+    ]  # fmt: skip
