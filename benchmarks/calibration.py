@@ -13,15 +13,13 @@ import itertools
 import time
 from typing import Any
 
-import jax
 import numpy as np
 import optax
-from flax import nnx
 
 import dessilbi_jax as dl
-from benchmarks import lenet300 as bench
+from benchmarks.harness import cells
 from benchmarks.harness.results import RESULTS, write
-from dessilbi_jax import data, models
+from benchmarks.harness.work import Setting, Work
 
 COST = {"cpu": "20 minutes on two cores"}
 
@@ -73,12 +71,6 @@ def runs() -> list[dict[str, Any]]:
     return out
 
 
-@functools.cache
-def images(name: str, data_dir: str) -> tuple[np.ndarray, np.ndarray]:
-    full = data.load(name, data_dir=data_dir)
-    return np.asarray(full.normalize(full.train_images), np.float32), full.train_labels
-
-
 def schedule(name: str, peak: float, steps: int) -> Any:
     if name == "constant":
         return peak
@@ -89,11 +81,10 @@ def schedule(name: str, peak: float, steps: int) -> Any:
 
 def execute(run: dict[str, Any], data_dir: str, seed: int) -> dict[str, Any]:
     network, (kind, asked) = run["network"], run["target"]
-    steps, batch = STEPS[network], BATCH[network]
-    x, y = images(NETWORKS[network], data_dir)
-    model = models.build(network, input_shape=x.shape[1:], classes=10, seed=seed)
-    definition, params, rest = nnx.split(model, nnx.Param, ...)
-    rate = schedule(run["schedule"], PEAK[run["optimizer"]], steps)
+    steps, peak = STEPS[network], PEAK[run["optimizer"]]
+    setting = Setting(network, NETWORKS[network], epochs=1, rate=peak, batch=BATCH[network])
+    work = Work(setting, seed, data_dir)
+    rate = schedule(run["schedule"], peak, steps)
     settings: dict[str, Any] = {"nu": run["nu"], "lam": "auto", "steps": steps}
     if kind == "weights":
         settings |= {"structure": dl.weights, "density": asked}
@@ -109,28 +100,12 @@ def execute(run: dict[str, Any], data_dir: str, seed: int) -> dict[str, Any]:
         variant = run["optimizer"].split()[1]
         tx = dl.dessilbi(rate, momentum=0.9, variant=variant, **settings)
 
-    def loss(params: Any, rest: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
-        model = nnx.merge(definition, params, rest, copy=True)
-        model.train()
-        value = optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
-        return value, nnx.split(model, nnx.Param, ...)[2]
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params: Any, rest: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
-        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(params, rest, x, y)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), rest, state, value
-
-    state = jax.jit(tx.init)(params)
     path = dl.SolutionPath()
-    order = np.concatenate(
-        [data.epoch_order(seed=seed, epoch=e, n=len(y), batch=batch) for e in range(2)]
-    )
-    for i in range(steps):
-        rows = order[i]
-        params, rest, state, value = step(params, rest, state, x[rows], y[rows])
-        if i + 1 in (steps // 2, steps):
-            path.record(i + 1, state)
+
+    def watch(step: int, params: Any, stats: Any, state: Any) -> None:
+        path.record(step, state)
+
+    state = work.train(tx, steps=steps, watch=watch, every=steps // 2).state
     groups = {p: np.prod(shape) for p, shape in path.groups.items()}
 
     def reached(record: int) -> float:
@@ -146,7 +121,6 @@ def execute(run: dict[str, Any], data_dir: str, seed: int) -> dict[str, Any]:
         "reached": reached(1),
         "reached_over_asked": reached(1) / asked,
         "half_way_over_asked": reached(0) / asked,
-        "final_loss": float(value),
         "estimates": [[int(s), float(v)] for s, v in zip(found.steps, found.lams, strict=True)],
     }
 
@@ -157,12 +131,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     started = time.time()
-    table = bench.Runs(RESULTS / "calibration.jsonl")
-    rows = []
-    for run in runs():
-        key = " ".join(f"{name}={value}" for name, value in run.items()) + f" seed={args.seed}"
-        rows.append(table.get(key, lambda r=run: execute(r, args.data_dir, args.seed)))
-        jax.clear_caches()
+    rows = cells.run(cells.Runs(RESULTS / "calibration.jsonl"), [
+        cells.Cell(
+            " ".join(f"{name}={value}" for name, value in run.items()) + f" seed={args.seed}",
+            functools.partial(execute, run, args.data_dir, args.seed),
+        )
+        for run in runs()
+    ]) or []  # fmt: skip
     ratio = np.array([row["reached_over_asked"] for row in rows])
     half = np.array([row["half_way_over_asked"] for row in rows])
     summary = {

@@ -35,8 +35,9 @@ import optax
 from flax import nnx
 
 import dessilbi_jax as dl
-from benchmarks.harness.results import RESULTS, write
-from benchmarks.lenet300 import Runs, spread
+from benchmarks.harness.cells import Runs
+from benchmarks.harness.results import RESULTS, spread, write
+from benchmarks.harness.work import arrays, itself, nothing, training_step
 from dessilbi_jax import data, models
 
 COST = {"cpu": "35 minutes on two cores"}
@@ -85,20 +86,6 @@ SETTINGS = {
 }
 
 
-@functools.cache
-def arrays(data_dir: str, name: str, images: int, held_out: bool) -> dict[str, np.ndarray]:
-    """Normalised images and labels: the first rows to train with, and those to judge by."""
-    full = data.load(name, data_dir=data_dir)
-    rest, images_held, labels_held = full.holdout(HELD_OUT, seed=0)
-    judged = (images_held, labels_held) if held_out else (full.test_images, full.test_labels)
-    return {
-        "x": np.asarray(full.normalize(rest.train_images[:images])),
-        "y": np.asarray(rest.train_labels[:images]),
-        "judged_x": np.asarray(full.normalize(judged[0])),
-        "judged_y": np.asarray(judged[1]),
-    }
-
-
 def schedule(setting: Setting) -> optax.Schedule:
     """Constant until the cut, then a cosine to zero; the same for every run."""
     steps = setting.images // setting.batch
@@ -107,56 +94,39 @@ def schedule(setting: Setting) -> optax.Schedule:
     return optax.join_schedules([optax.constant_schedule(setting.rate), falling], [before])
 
 
-@functools.lru_cache(maxsize=8)
-def stepper(graph: Any, tx: optax.GradientTransformation) -> Callable[..., Any]:
-    """One compiled training step of a network."""
-
-    def loss(params: Any, rest: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
-        model = nnx.merge(graph, params, rest, copy=True)
-        logits = model(x)
-        mean = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-        return mean, nnx.state(model, nnx.Not(nnx.Param))
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params: Any, rest: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
-        grads, rest = jax.grad(loss, has_aux=True)(params, rest, x, y)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), rest, state
-
-    return step
-
-
 def train(
-    model: Any, tx: optax.GradientTransformation, rows: dict[str, np.ndarray], setting: Setting,
+    model: Any, tx: optax.GradientTransformation, rows: dict[str, jax.Array], setting: Setting,
     seed: int, epochs: range, state: Any = None, path: dl.SolutionPath | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """(the trained network, its optimizer's state) after these epochs; the given one stays."""
     model = nnx.clone(model)
     model.train()
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     state = jax.jit(tx.init)(params) if state is None else state
     # Copies: a step donates what it is given, and what was not cut is shared with other runs.
-    params, rest, state = jax.tree.map(jnp.copy, (params, rest, state))
-    step = stepper(graph, tx)
+    start = (params, nnx.to_pure_dict(stats), state)
+    params, stats, state = jax.tree.map(jnp.copy, start)
+    step = training_step(graph, tx, itself, nothing, False)
+    x, y, unused = rows["train_x"], rows["train_y"], jax.random.key(0)
     count = setting.images // setting.batch
     every = max(count // 4, 1)
     for epoch in epochs:
         order = data.epoch_order(seed=seed, epoch=epoch, n=setting.images, batch=setting.batch)
         for i, batch in enumerate(order):
-            params, rest, state = step(params, rest, state, rows["x"][batch], rows["y"][batch])
+            params, stats, state = step(params, stats, state, x, y, batch, unused)
             if path is not None and ((i + 1) % every == 0 or i + 1 == count):
                 path.record(epoch * count + i + 1, state)
-    return nnx.merge(graph, params, rest), state
+    return nnx.merge(graph, params, stats), state
 
 
-def accuracy(model: Any, rows: dict[str, np.ndarray]) -> float:
-    """Percent classified rightly, in evaluation mode."""
+def accuracy(model: Any, rows: dict[str, jax.Array], split: str = "test") -> float:
+    """Percent of a split classified rightly, in evaluation mode."""
     model = nnx.clone(model)
     model.eval()
-    graph, arrays = nnx.split(model)
-    predict = jax.jit(lambda arrays, x: jnp.argmax(nnx.merge(graph, arrays)(x), -1))
-    x, y = rows["judged_x"], rows["judged_y"]
-    right = [np.asarray(predict(arrays, x[i : i + 500])) == y[i : i + 500]
+    graph, state = nnx.split(model)
+    predict = jax.jit(lambda state, x: jnp.argmax(nnx.merge(graph, state)(x), -1))
+    x, y = rows[f"{split}_x"], np.asarray(rows[f"{split}_y"])
+    right = [np.asarray(predict(state, x[i : i + 500])) == y[i : i + 500]
              for i in range(0, len(y), 500)]  # fmt: skip
     return 100 * float(np.mean(np.concatenate(right)))
 
@@ -193,10 +163,11 @@ def long(
     data_dir: str, name: str, setting: Setting, seed: int, widths: tuple[int, ...], epochs: int
 ) -> dict[str, Any]:
     """A network of the ticket's widths, freshly initialised, for more epochs."""
-    rows = arrays(data_dir, setting.dataset, setting.images, False)
+    rows = arrays(setting.dataset, data_dir, setting.images, HELD_OUT)
     before = round(epochs * setting.selecting / setting.epochs)
     setting = dataclasses.replace(setting, epochs=epochs, selecting=before)
-    start = models.build(name, input_shape=rows["x"].shape[1:], seed=seed + 1000, widths=widths)
+    shape = rows["test_x"].shape[1:]
+    start = models.build(name, input_shape=shape, seed=seed + 1000, widths=widths)
     sgd = optax.sgd(schedule(setting), MOMENTUM)
     trained, _ = train(start, sgd, rows, setting, seed, range(epochs))
     return {"epochs": epochs, "fresh_long": round(accuracy(trained, rows), 3)}
@@ -206,13 +177,14 @@ def run(
     data_dir: str, name: str, setting: Setting, seed: int, ways: tuple[str, ...], held_out: bool
 ) -> dict[str, Any]:
     """One seed: `ways` names what is trained beside the run that selects."""
-    rows = arrays(data_dir, setting.dataset, setting.images, held_out)
-    shape = rows["x"].shape[1:]
+    rows = arrays(setting.dataset, data_dir, setting.images, HELD_OUT)
+    judged = functools.partial(accuracy, rows=rows, split="held_out" if held_out else "test")
+    shape = rows["test_x"].shape[1:]
     every, before = range(setting.epochs), range(setting.selecting)
     after = range(setting.selecting, setting.epochs)
     steps = setting.selecting * (setting.images // setting.batch)
     first = models.build(name, input_shape=shape, seed=seed, widths=setting.widths)
-    example = jnp.asarray(rows["x"][:4])
+    example = rows["train_x"][:4]
     groups = dl.channel_groups(first, example[:1])
     rate = schedule(setting)
     sgd = optax.sgd(rate, MOMENTUM)
@@ -234,7 +206,7 @@ def run(
         "parameters": list(small.params),
         "flops_share": round(groups.flops_of(kept) / whole, 4),
         "slim_minus_masked": small.difference,
-        "before_retraining": accuracy(small.model, rows),
+        "before_retraining": judged(small.model),
     }  # fmt: skip
     # Training cost in dense epochs: the run up to the cut, and what is trained of the slim one.
     part = out["flops_share"]
@@ -245,10 +217,10 @@ def run(
 
     def resumed(slim: dl.Slim) -> float:
         begun = going_on(sgd, slim.model, slim.opt_state, steps)
-        return accuracy(train(slim.model, sgd, rows, setting, seed, after, begun)[0], rows)
+        return judged(train(slim.model, sgd, rows, setting, seed, after, begun)[0])
 
     def anew(start: Any) -> float:
-        return accuracy(train(start, sgd, rows, setting, seed, every)[0], rows)
+        return judged(train(start, sgd, rows, setting, seed, every)[0])
 
     makers: dict[str, Callable[[], float]] = {
         "end": lambda: resumed(small),

@@ -152,8 +152,8 @@ def main() -> None:
         "rates": budget.rates,
         "training_seconds": round(sum(row["seconds"] for row in rows)),
     }
-    if args.budget != "smoke":
-        print(results.write(name, {"config": config, "table": table}, started))
+    result = {"config": config, "table": table}
+    print(results.write(name, result, started, options.folder(args)))
 
 
 if __name__ == "__main__":

@@ -113,11 +113,10 @@ def main() -> None:
                 print(f"  {name:24s} {line['median_ms']:9.2f} ms  {line['over_sgd']:.3f} x sgd  "
                       f"{line['over_adam']:.3f} x adam  {line['peak_MiB']:8.1f} MiB  "
                       f"{line['peak_over_sgd']:.3f} x sgd", flush=True)  # fmt: skip
-    if args.budget != "smoke":
-        published = {name: {"seconds": s, "MB": mb} for name, (s, mb) in PUBLISHED.items()}
-        suffix = "_gpu" if args.budget == "gpu" else ""
-        result = {"seed": 0, "published": published, "table": table}
-        print(results.write(f"computational_cost{suffix}", result, started))
+    published = {name: {"seconds": s, "MB": mb} for name, (s, mb) in PUBLISHED.items()}
+    name = "computational_cost" + ("_gpu" if args.budget == "gpu" else "")
+    result = {"seed": 0, "published": published, "table": table}
+    print(results.write(name, result, started, options.folder(args)))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from benchmarks.harness import cells, masks, options, results
 from benchmarks.harness.cells import Cell, Runs
 from benchmarks.harness.work import Setting, Work
 
-COST: dict[str, str] = {
+COST = {
     "smoke": "seconds",
     "cpu": "about 25 minutes of one core, judged by its first cells on a busy machine",
     "gpu": "not measured",

@@ -2,7 +2,7 @@
 
     python -m benchmarks page
 
-A table without a result is shown as the command that makes it.
+A table without a result is listed with the command that makes it.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import results
-from benchmarks.report import figures, tables
+from benchmarks.report import figures, tables, tickets
 
 COST = {"cpu": "5 s"}
 HERE = Path(__file__).parent
@@ -38,21 +38,37 @@ class Section:
     picture: Callable[[dict[str, Any], Path], Path] | None = None
 
 
-def _commands(name: str, *budgets: str) -> str:
-    return ", ".join(f"`{name} --budget {budget} --data-dir DIR`" for budget in budgets)
+def _section(title: str, command: str, name: str, kind: Any, picture: bool = True) -> Section:
+    words = getattr(tickets if kind.startswith("ticket") else tables, kind)
+    return Section(title, command, name, words, getattr(figures, kind) if picture else None)
 
 
 SECTIONS = (
-    Section("1. Classification", "classification", "classification", tables.classification,
-            figures.classification),
-    Section("3. Winning tickets: LeNet-300-100", "tickets", "tickets", tables.tickets,
-            figures.tickets),
-    Section("3. Winning tickets: LeNet-5", "tickets --budget lenet5", "tickets_lenet5",
-            tables.tickets, figures.tickets),
-    Section("4. Cost to a ticket", "ticket_cost", "ticket_cost", tables.ticket_cost,
-            figures.ticket_cost),
-    Section("6. Computational cost", "computational_cost", "computational_cost",
-            tables.computational_cost),
+    _section("1. Classification: LeNet-5, MNIST", "classification", "classification",
+             "classification"),
+    _section("1. Classification: ResNet-20, CIFAR-10", "classification --budget gpu",
+             "classification_gpu", "classification"),
+    _section("2. κ and ν: MNIST", "kappa_nu", "kappa_nu", "kappa_nu"),
+    _section("2. κ and ν: VGG-16 and ResNet-56, CIFAR-10", "kappa_nu --budget gpu",
+             "kappa_nu_gpu", "kappa_nu"),
+    _section("3. Winning tickets: LeNet-300-100, MNIST", "tickets", "tickets", "tickets"),
+    _section("3. Winning tickets: LeNet-5, MNIST", "tickets --budget lenet5", "tickets_lenet5",
+             "tickets"),
+    _section("3. Winning tickets: LeNet-300-100, Fashion-MNIST", "tickets --budget fashion",
+             "tickets_fashion", "tickets"),
+    _section("3. Winning tickets: Conv-2, CIFAR-10", "tickets --budget conv2", "tickets_conv2",
+             "tickets"),
+    _section("3. Winning tickets: Conv-4, CIFAR-10", "tickets --budget conv4", "tickets_conv4",
+             "tickets"),
+    _section("4. Cost to a ticket: LeNet-300-100, MNIST", "ticket_cost", "ticket_cost",
+             "ticket_cost"),
+    _section("5. Structured: small networks, CIFAR-10", "structured", "structured", "structured"),
+    _section("5. Structured: VGG-16 and ResNet-56, CIFAR-10; the papers' Fig. 5",
+             "structured --budget gpu", "structured_gpu", "structured"),
+    _section("6. Computational cost", "computational_cost", "computational_cost",
+             "computational_cost", picture=False),
+    _section("6. Computational cost: accelerator", "computational_cost --budget gpu",
+             "computational_cost_gpu", "computational_cost", picture=False),
 )  # fmt: skip
 
 TOP = """\
@@ -61,8 +77,9 @@ TOP = """\
 The papers' tables and every rival, under one budget. This page is written by
 `python -m benchmarks page` from the files in `results/`, each of which holds its command,
 configuration, seeds, versions and machine. `python -m benchmarks --list` shows all benchmarks with
-what they cost; a table that was stopped goes on where it was. DIR is a folder of prepared MNIST
-and CIFAR-10, or of `mnist.npz` and `cifar10.npz`.
+what they cost. A table that was stopped goes on where it was, and `--share 1/2` and `--share 2/2`
+make it in two processes. DIR is a folder of prepared MNIST and CIFAR-10, or of `mnist.npz` and
+`cifar10.npz` (arrays train_images, train_labels, test_images and test_labels).
 """
 
 
@@ -70,14 +87,22 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     """The Markdown, from results by name."""
     parts = [TOP]
     for section in SECTIONS:
-        parts.append(f"## {section.title}")
-        result = found.get(section.name)
-        if result is None:
-            parts.append(f"Not measured yet: `python -m benchmarks {section.command}`.")
+        if (result := found.get(section.name)) is None:
             continue
+        parts.append(f"## {section.title}")
         parts.append(tables.footed(section.words(result), result, section.name))
         if section.picture is not None:
             parts.append(f"![{section.title}](figures/{section.name}.svg)")
+    missing = [section for section in SECTIONS if section.name not in found]
+    if missing:
+        parts.append("## Not measured")
+        parts.append("Presets that have no numbers yet, and the commands that make them:")
+        parts.append(
+            "\n".join(
+                f"- {section.title}: `python -m benchmarks {section.command}`"
+                for section in missing
+            )
+        )
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

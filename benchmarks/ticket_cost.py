@@ -14,6 +14,7 @@ all and not counted; methods that end with a sparse network of their own can do 
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import results
@@ -78,10 +79,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", default="tickets", help="name of the result that is read")
+    parser.add_argument(
+        "--results", type=Path, default=results.RESULTS, metavar="DIR",
+        help="folder of tickets.json, and of what is written",
+    )  # fmt: skip
     args = parser.parse_args()
     started = time.time()
-    file = results.RESULTS / f"{args.source}.json"
+    file = args.results / "tickets.json"
     if not file.exists():
         parser.error(f"{file} is not there yet: python -m benchmarks tickets makes it")
     source = json.loads(file.read_text())
@@ -91,9 +95,9 @@ def main() -> None:
         mean = row["search_cpu_seconds"]["mean"]
         print(f"{row['method']:24s} {mark} {row['minus_dense']['mean']:+.2f}"
               f"  {row['search_runs']:6.2f} runs  {mean:7.1f} s")  # fmt: skip
-    config = {"bound": BOUND, "density": DENSITY, "source": f"{args.source}.json",
-              "measured_on": source["machine"], **source["config"]}  # fmt: skip
-    print(results.write("ticket_cost", {"config": config, **result}, started))
+    config = {"bound": BOUND, "density": DENSITY, "measured_on": source["machine"]}
+    config |= source["config"]
+    print(results.write("ticket_cost", {"config": config, **result}, started, args.results))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Budget:
 _DENSITIES = (0.05, 0.02, 0.01, 0.5)
 BUDGETS = {
     "smoke": Budget(
-        Setting("lenet300", "mnist", 2, 0.05, batch=16, widths=(16, 8)), 1, (0.2,),
+        Setting("lenet300", "mnist", 2, 0.01, batch=16, widths=(16, 8)), 1, (0.2,),
         curve=(0.3,), rewound=(0, 1), untuned=True,
     ),
     "cpu": Budget(
@@ -140,11 +140,11 @@ class Maker:
             "retrained": work.accuracy(after.params, after.stats),
         }  # fmt: skip
 
-    def cells(self) -> list[cells.Cell]:
+    def wanted(self) -> list[cells.Cell]:
         """All cells, seed by seed."""
-        return [cell for seed in range(self.budget.seeds) for cell in self._cells(seed)]
+        return [cell for seed in range(self.budget.seeds) for cell in self._of_seed(seed)]
 
-    def _cells(self, seed: int) -> list[cells.Cell]:
+    def _of_seed(self, seed: int) -> list[cells.Cell]:
         budget = self.budget
 
         def cell(name: str, make: Callable[..., Any], *words: Any) -> cells.Cell:
@@ -224,24 +224,24 @@ def main() -> None:
     budget = BUDGETS[args.budget]
     name = "tickets" + ("" if args.budget in ("cpu", "smoke") else f"_{args.budget}")
     runs = cells.Runs(options.place(args, name))
-    rows = cells.run(runs, Maker(budget, args).cells(), args.share)
+    rows = cells.run(runs, Maker(budget, args).wanted(), args.share)
     if rows is None:
         return
     result = summed(budget, rows)
     printed(result)
-    if args.budget != "smoke":
-        config = {
-            "setting": dataclasses.asdict(budget.setting),
-            "seeds": list(range(budget.seeds)),
-            "densities": budget.densities,
-            "methods": {
-                method: Maker(budget, args).setting(method)
-                for method in budget.methods
-                if method != "random"
-            },
-            "training_seconds": round(sum(row["seconds"] for row in rows)),
-        }
-        print(results.write(name, {"config": config, **result}, started))
+    config = {
+        "setting": dataclasses.asdict(budget.setting),
+        "seeds": list(range(budget.seeds)),
+        "densities": budget.densities,
+        "methods": {
+            method: Maker(budget, args).setting(method)
+            for method in budget.methods
+            if method != "random"
+        },
+        "training_seconds": round(sum(row["seconds"] for row in rows)),
+    }
+    full = {"config": config, **result}
+    print(results.write(name, full, started, options.folder(args)))
 
 
 if __name__ == "__main__":

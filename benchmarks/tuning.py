@@ -92,10 +92,14 @@ def main() -> None:
             }
         )  # fmt: skip
         print(f"{rival.name:26s} {best['score']:6.2f}  {best['setting']}")
-    if args.budget != "smoke":
-        config = {"setting": dataclasses.asdict(setting), "seed": SEED, "density": density,
-                  "training_seconds": round(sum(row["seconds"] for row in rows))}  # fmt: skip
-        print(results.write("tuning", {"config": config, "table": table}, started))
+    config = {
+        "setting": dataclasses.asdict(setting),
+        "seed": SEED,
+        "density": density,
+        "training_seconds": round(sum(row["seconds"] for row in rows)),
+    }
+    result = {"config": config, "table": table}
+    print(results.write("tuning", result, started, options.folder(args)))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,18 @@ from benchmarks import step_time
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_benchmark_is_listed_with_its_question(capsys):
+def test_every_benchmark_is_listed_with_its_question_and_its_cost(capsys):
     assert benchmarks.main(["--list"]) == 0
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    questions = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))
     files = {f.stem for f in (ROOT / "benchmarks").glob("*.py") if "\ndef main(" in f.read_text()}
-    assert lines.keys() == files - {"__main__"}
-    assert lines["kill"].startswith("Does a run that is killed again and again end as one")
+    assert questions.keys() == files - {"__main__"}
+    assert questions["kill"].startswith("Does a run that is killed again and again end as one")
+    at = next(i for i, line in enumerate(lines) if line.startswith("tickets "))
+    assert [line.split(":")[0].strip() for line in lines[at + 1 : at + 4]] == [
+        "smoke", "cpu", "lenet5",
+    ]  # fmt: skip
+    assert all(each.cost for each in benchmarks.benchmarks().values())
 
 
 def test_a_benchmark_sees_its_own_options_and_name(monkeypatch):

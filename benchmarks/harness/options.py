@@ -32,16 +32,16 @@ def parser(
         description=question, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     out.add_argument("--budget", choices=budgets, default="cpu")
+    out.add_argument(
+        "--work", type=Path, default=WORK, metavar="DIR",
+        help=f"where runs that several cells use are kept; {WORK} by default",
+    )  # fmt: skip
     if not needs_data:
         return out
     out.add_argument("--data-dir", help="folder of prepared data sets, or of NAME.npz files")
     out.add_argument(
         "--share", type=_share, default=(1, 1), metavar="K/N",
         help="make every N-th cell from the K-th on; start N processes to share a table",
-    )  # fmt: skip
-    out.add_argument(
-        "--work", type=Path, default=WORK, metavar="DIR",
-        help=f"where runs that several cells use are kept; {WORK} by default",
     )  # fmt: skip
     return out
 
@@ -58,7 +58,11 @@ def parsed(known: argparse.ArgumentParser, words: list[str] | None = None) -> An
     return args
 
 
+def folder(args: Any) -> Path:
+    """Where a table's rows and result go: among the results, or under `--work` for a smoke run."""
+    return args.work / "smoke" if args.budget == "smoke" else RESULTS
+
+
 def place(args: Any, name: str) -> Path:
-    """Where a table's rows go: beside the results, or under `--work` for a smoke run."""
-    folder = args.work / "smoke" if args.budget == "smoke" else RESULTS
-    return folder / f"{name}.jsonl"
+    """The file of a table's rows."""
+    return folder(args) / f"{name}.jsonl"

@@ -56,15 +56,15 @@ def write_json(file: Path, content: Any) -> Path:
     return file
 
 
-def write(name: str, result: dict[str, Any], started: float) -> Path:
-    """Writes a result with its command, machine and duration."""
+def write(name: str, result: dict[str, Any], started: float, folder: Path | None = None) -> Path:
+    """Writes a result with its command, machine and duration; into `RESULTS` by default."""
     full = {
         "command": command(),
         "machine": machine(),
         "seconds": round(time.time() - started, 1),
         **result,
     }
-    return write_json(RESULTS / f"{name}.json", full)
+    return write_json((folder or RESULTS) / f"{name}.json", full)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

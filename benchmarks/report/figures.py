@@ -102,3 +102,59 @@ def classification(result: Result, file: Path) -> Path:
     axes.set_xlabel("test accuracy, %")
     axes.legend()
     return _save(figure, file)
+
+
+def kappa_nu(result: Result, file: Path) -> Path:
+    """Density of Γ along training, by κ and by ν, for each network."""
+    pyplot = _pyplot()
+    cases = result["config"]["cases"]
+    figure, all_axes = pyplot.subplots(
+        len(cases), 2, figsize=(6.8, 2.9 * len(cases)), squeeze=False
+    )
+    for case, (left, right) in zip(cases, all_axes, strict=True):
+        network = case["setting"]["network"]
+        lines = [line for line in result["table"] if line["network"] == network]
+        middle = min({line["nu"] for line in lines}, key=lambda nu: abs(nu - 100))
+        for axes, shown, name in (
+            (left, [line for line in lines if line["nu"] == middle], "kappa"),
+            (right, [line for line in lines if line["kappa"] == 1], "nu"),
+        ):
+            colours = pyplot.get_cmap("viridis")
+            for i, line in enumerate(sorted(shown, key=lambda line: line[name])):
+                axes.plot(
+                    [p["step"] for p in line["points"]],
+                    [100 * p["density"] for p in line["points"]],
+                    color=colours(0.9 * i / max(1, len(shown) - 1)),
+                    label=f"{'κ' if name == 'kappa' else 'ν'} = {line[name]:g}",
+                )
+            axes.set_xlabel("updates")
+            axes.set_ylabel("weights in Γ, %")
+            fixed = f"ν = {middle:g}" if name == "kappa" else "κ = 1"
+            axes.set_title(f"{network}, {fixed}", fontsize=9)
+            axes.legend(fontsize=6.5)
+    return _save(figure, file)
+
+
+def structured(result: Result, file: Path) -> Path:
+    """Accuracy against measured latency after the cut."""
+    pyplot = _pyplot()
+    networks = list(dict.fromkeys(line["network"] for line in result["table"]))
+    figure, all_axes = pyplot.subplots(
+        1, len(networks), figsize=(3.6 * len(networks), 3.4), squeeze=False
+    )
+    for network, axes in zip(networks, all_axes[0], strict=True):
+        for line in (line for line in result["table"] if line["network"] == network):
+            y = line["accuracy"]["mean"]
+            if line["method"] == "dense":
+                axes.axhline(y, color="0.6", lw=1, ls="--")
+                continue
+            x = line["latency"]["mean"]
+            colour = "black" if line["method"].startswith("DessiLBI") else "tab:blue"
+            axes.plot(x, y, "o", color=colour, ms=4)
+            axes.annotate(
+                line["method"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5
+            )
+        axes.set_title(network, fontsize=9)
+        axes.set_xlabel("latency over the dense network's")
+        axes.set_ylabel("test accuracy, %")
+    return _save(figure, file)

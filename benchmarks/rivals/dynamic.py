@@ -196,7 +196,7 @@ RIVALS: tuple[Rival, ...] = (
         name="RigL",
         find=rigl,
         trials=tuple(
-            {"drop": drop, "every": every} for every in (100, 50) for drop in (0.3, 0.1, 0.2, 0.5)
+            {"drop": drop, "every": every} for every in (100, 400) for drop in (0.3, 0.1, 0.2, 0.5)
         ),
         source="Evci et al. 2020, Rigging the lottery: making all tickets winners",
         assumed=_SHARED + "The gradient is that of the update's own batch.",
