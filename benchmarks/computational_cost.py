@@ -28,6 +28,11 @@ from dessilbi_jax.train.allocator import keep_memory
 COST = {"smoke": "20 s", "cpu": "6 minutes on two cores", "gpu": "not measured"}
 # Seconds a batch and megabytes, as printed in the ICLR text.
 PUBLISHED = {"sgd": (0.0197, 1161), "SplitLBI": (0.0221, 1459), "adam": (0.0210, 1267)}
+SETTINGS: dict[str, dict[str, float]] = {
+    "sgd": {"learning_rate": 0.01, "momentum": 0.9},
+    "adam": {"learning_rate": 1e-3},
+    "DessiLBI": {"learning_rate": 0.01, "nu": 100.0, "lam": 0.05, "momentum": 0.9},
+}
 BUDGETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "networks": [("lenet5", "mnist", 8, (4, 6, 10))], "rounds": 2, "dtypes": ["float32"],
@@ -45,11 +50,11 @@ BUDGETS: dict[str, dict[str, Any]] = {
 
 def optimizers() -> dict[str, optax.GradientTransformation]:
     """SGD, Adam, and DessiLBI in both placements, with stored Γ and lean."""
-    out = {"sgd": optax.sgd(0.01, momentum=0.9), "adam": optax.adam(1e-3)}
+    out = {"sgd": optax.sgd(**SETTINGS["sgd"]), "adam": optax.adam(**SETTINGS["adam"])}
     for variant in ("paper", "toolbox"):
         for lean in (False, True):
             out[f"DessiLBI {variant}{', lean' * lean}"] = dl.dessilbi(
-                0.01, nu=100.0, lam=0.05, momentum=0.9, variant=variant, lean=lean
+                **SETTINGS["DessiLBI"], variant=variant, lean=lean
             )
     return out
 
@@ -115,7 +120,8 @@ def main() -> None:
                       f"{line['peak_over_sgd']:.3f} x sgd", flush=True)  # fmt: skip
     published = {name: {"seconds": s, "MB": mb} for name, (s, mb) in PUBLISHED.items()}
     name = "computational_cost" + ("_gpu" if args.budget == "gpu" else "")
-    result = {"seed": 0, "published": published, "table": table}
+    config = {"seed": 0, "rounds": budget["rounds"], "optimizers": SETTINGS}
+    result = {"config": config, "published": published, "table": table}
     print(results.write(name, result, started, options.folder(args)))
 
 

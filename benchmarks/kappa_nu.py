@@ -13,8 +13,9 @@ prox of κV at κλ: at a fixed rate, κ does what κ times as large a λ would 
 
 LeNet-300-100 has one weight a group and every pair of κ and ν; LeNet-5 one filter a group in
 convolutions and one weight elsewhere, every κ at ν = 100 and every ν at κ = 1, at rate 0.01 (at
-0.05 it diverges). On a GPU (`--budget gpu`): VGG-16 and ResNet-56 on CIFAR-10 by filter, Nesterov
-momentum, decay 1e-4 and the λ of the paper's Fig. 5. Stops and goes on where it was.
+0.05 it diverges); 3 seeds each. On a GPU (`--budget gpu`): VGG-16 and ResNet-56 on CIFAR-10 by
+filter, with the optimizer and λ of the papers' Fig. 5 (`rivals.papers`). Stops and goes on where it
+was.
 """
 
 import dataclasses
@@ -22,18 +23,18 @@ import functools
 import time
 from typing import Any
 
-import numpy as np
 import optax
 
 import dessilbi_jax as dl
 from benchmarks.harness import cells, masks, options, results
 from benchmarks.harness.cells import Cell, Runs
 from benchmarks.harness.work import Setting, Work
+from benchmarks.rivals import papers
 
 COST = {
     "smoke": "seconds",
-    "cpu": "about 25 minutes of one core, judged by its first cells on a busy machine",
-    "gpu": "not measured",
+    "cpu": "about 50 minutes of one core, judged by its first cells on a busy machine",
+    "gpu": "about 2e18 FLOPs of training; not measured",
 }
 KAPPAS = (1.0, 2.0, 5.0, 10.0)
 NUS = (10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
@@ -54,7 +55,7 @@ class Case:
         pairs: (κ, ν).
         seeds: how many.
         points: measurements an epoch; below 1, epochs between two of them are 1/points.
-        nesterov, decay: of SGD.
+        published: whether the optimizer is `papers.optimizer`.
     """
 
     setting: Setting
@@ -64,14 +65,12 @@ class Case:
     pairs: tuple[tuple[float, float], ...] = CROSS
     seeds: int = 1
     points: float = 2.0
-    nesterov: bool = False
-    decay: float = 0.0
+    published: bool = False
 
     @property
     def key(self) -> str:
         """All that a run depends on but κ, ν, λ and the seed."""
-        extra = f" nesterov={self.nesterov} decay={self.decay:g}"
-        return f"{self.setting.key} {self.structure}{extra if self.nesterov or self.decay else ''}"
+        return f"{self.setting.key} {self.structure}{' published' if self.published else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +86,8 @@ def _small(network: str, widths: tuple[int, ...], **case: Any) -> Case:
     return Case(setting, points=1.0, **case)
 
 
-def _paper(network: str, lam: float) -> Case:
-    setting = Setting(network, "cifar10", epochs=160, rate=0.1, schedule="steps", augment=True)
-    return Case(setting, "filters", lam=lam, seeds=3, points=0.2, nesterov=True, decay=1e-4)
+def _published(run: papers.Published) -> Case:
+    return Case(run.setting, run.structure, run.lam, seeds=3, points=0.2, published=True)
 
 
 BUDGETS = {
@@ -102,11 +100,15 @@ BUDGETS = {
     "cpu": Budget(
         (
             Case(Setting("lenet300", "mnist", 4, 0.05), "weights", density=0.5, seeds=3),
-            Case(Setting("lenet5", "mnist", 2, 0.01), "filters", density=0.5, pairs=ARMS),
+            Case(Setting("lenet5", "mnist", 2, 0.01), "filters", density=0.5, pairs=ARMS,
+                 seeds=3),
         )
     ),
-    "gpu": Budget((_paper("vgg16", 0.1), _paper("resnet56", 0.05)), "kappa_nu_gpu"),
-}
+    "gpu": Budget(
+        tuple(_published(run) for run in papers.FIGURE_5 if run.structure == "filters"),
+        "kappa_nu_gpu",
+    ),
+}  # fmt: skip
 
 
 @functools.lru_cache(8)
@@ -114,12 +116,14 @@ def optimizer(
     case: Case, rate: optax.Schedule, kappa: float, nu: float, lam: float | None, steps: int
 ) -> optax.GradientTransformation:
     """DessiLBI with λ as it is, or found for the case's density."""
+    if case.published and lam is not None:
+        return papers.optimizer(rate, case.setting.momentum, case.structure, kappa, nu, lam)
     chosen = {"lam": lam}
     if lam is None:
         chosen = {"lam": "auto", "density": case.density, "steps": steps}  # type: ignore[dict-item]
     return dl.dessilbi(
         rate, kappa, nu, structure=getattr(dl, case.structure), momentum=case.setting.momentum,
-        nesterov=case.nesterov, weight_decay=case.decay, **chosen,
+        **chosen,
     )  # fmt: skip
 
 
@@ -165,7 +169,7 @@ def table(case: Case, lam: float, rows: list[dict[str, Any]]) -> list[dict[str, 
         points = [
             {
                 "step": at[0]["step"],
-                "density": round(float(np.mean([p["density"] for p in at])), 5),
+                "density_percent": results.spread([100 * p["density"] for p in at]),
                 "dense": results.spread([p["dense"] for p in at]),
                 "projected": results.spread([p["projected"] for p in at]),
             }
@@ -182,7 +186,8 @@ def show(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         points = line["points"]
         parts = [
-            f"{100 * p['density']:6.2f} % {p['dense']['mean']:7.2f} {p['projected']['mean']:7.2f}"
+            f"{p['density_percent']['mean']:6.2f} % {p['dense']['mean']:7.2f} "
+            f"{p['projected']['mean']:7.2f}"
             for p in (points[(len(points) - 1) // 2], points[-1])
         ]
         head = f"{line['network']:10}{line['kappa']:4g}{line['nu']:6g}{line['lam']:9.2g}"
@@ -228,14 +233,11 @@ def main() -> None:
         "config": {
             "cases": [dataclasses.asdict(case) | {"chosen": c}
                       for case, c in zip(budget.cases, chosen, strict=True)],
-            "training_seconds": round(sum(row["seconds"] for row in rows), 1),
         },
         "table": lines,
+        **cells.made_on(rows),
     }  # fmt: skip
-    if args.budget == "smoke":
-        results.write_json(args.work / "smoke" / "kappa_nu.json", result)
-    else:
-        print(results.write(budget.name, result, started))
+    print(results.write(budget.name, result, started, options.folder(args)))
 
 
 if __name__ == "__main__":

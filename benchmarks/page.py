@@ -37,9 +37,15 @@ class Section:
     words: Callable[[dict[str, Any]], str]
     picture: Callable[[dict[str, Any], Path], Path] | None = None
 
+    @property
+    def data(self) -> str:
+        """What the command needs besides."""
+        without = ("ticket_cost", "computational_cost")
+        return "" if self.command.startswith(without) else " --data-dir DIR"
+
 
 def _section(title: str, command: str, name: str, kind: Any, picture: bool = True) -> Section:
-    words = getattr(tickets if kind.startswith("ticket") else tables, kind)
+    words = getattr(tickets if kind.startswith(("ticket", "tuning")) else tables, kind)
     return Section(title, command, name, words, getattr(figures, kind) if picture else None)
 
 
@@ -51,6 +57,7 @@ SECTIONS = (
     _section("2. κ and ν: MNIST", "kappa_nu", "kappa_nu", "kappa_nu"),
     _section("2. κ and ν: VGG-16 and ResNet-56, CIFAR-10", "kappa_nu --budget gpu",
              "kappa_nu_gpu", "kappa_nu"),
+    _section("3. Tuning", "tuning", "tuning", "tuning", picture=False),
     _section("3. Winning tickets: LeNet-300-100, MNIST", "tickets", "tickets", "tickets"),
     _section("3. Winning tickets: LeNet-5, MNIST", "tickets --budget lenet5", "tickets_lenet5",
              "tickets"),
@@ -99,9 +106,11 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         parts.append("Presets that have no numbers yet, and the commands that make them:")
         parts.append(
             "\n".join(
-                f"- {section.title}: `python -m benchmarks {section.command}`"
+                f"- {section.title}: `python -m benchmarks {section.command}{section.data}`"
                 for section in missing
             )
+            + "\n- 1. Classification: ImageNet, on a pod: `dessilbi train resnet18-imagenet "
+            "--distributed --data-dir DIR --out DIR --dtype bfloat16`"
         )
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -7,16 +7,18 @@ at each share of the FLOPs. Beside each stand the controls of Liu et al. (2019):
 same widths, freshly initialised, trained for the dense run's epochs (Scratch-E) or for as many as
 cost the dense run's FLOPs (Scratch-B, epochs divided by the share, however small). Latency is that
 of a forward pass, the slim networks and the dense one in turn in one process, as the ratio of the
-medians. Costs are FLOPs of training in dense runs: until the cut ("search") and in all.
+medians. Costs are FLOPs of training in dense runs: until the cut ("search") and in all. A method
+and its controls share the seed, and so the order of images: differences are paired by seed.
 
-No weight decay. What a method leaves open (`trials`) is chosen first, once, on held-out images with
-a seed of its own, for the first network and the middle share.
+No weight decay. Every method has four settings (`trials`). Choosing is done on the first network
+only: once, on held-out images, with a seed of its own, at the middle share; the other networks are
+given what was chosen there.
 
 Budgets: "cpu": a small VGG and a ResNet-8 of half widths, 3072 images, 4 epochs, a quarter of the
 FLOPs, 3 seeds: the figures compare with each other, not with the best that is known. "gpu": VGG-16
 and ResNet-56, all images, moved and mirrored, 160 epochs, five shares, 3 seeds; and the papers'
-Fig. 5 (`FIGURE_5`): tickets of Γ's support along one run, retrained from the first weights. There
-ResNet-50 is the one for ImageNet, on images of 32x32. "smoke": no data, seconds.
+Fig. 5 (`rivals.papers`): tickets of Γ's support along one run, retrained from the first weights.
+"smoke": no data, seconds.
 """
 
 import dataclasses
@@ -27,19 +29,18 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import dessilbi_jax as dl
 from benchmarks.harness import cells, masks, options, results
 from benchmarks.harness.work import Setting, Work
 from benchmarks.latency import compiled, interleaved
-from benchmarks.rivals import filters
+from benchmarks.rivals import filters, papers
 from dessilbi_jax import models
 
 COST = {
     "smoke": "seconds, one core, no data",
-    "cpu": "not measured",
-    "gpu": "not measured; as much as about 280 runs of 160 epochs of VGG-16 or ResNet-56",
+    "cpu": "about 3e13 FLOPs of training; not measured",
+    "gpu": "about 3e18 FLOPs of training, of which VGG-16 takes 2e18; not measured",
 }
 CHOOSING_SEED = 100
 HELD_OUT = 2000
@@ -55,7 +56,7 @@ class Budget:
         seeds: how many.
         choosing: whether the methods' trials are compared first; else their defaults are taken.
         batch, seconds: of the latencies.
-        figure_5: what is run of it: (name, setting, group or lasso, ν, λ).
+        figure_5: what is run of it.
     """
 
     settings: tuple[Setting, ...]
@@ -64,24 +65,14 @@ class Budget:
     choosing: bool = True
     batch: int = 128
     seconds: float = 20.0
-    figure_5: tuple[tuple[str, Setting, str, float, float], ...] = ()
+    figure_5: tuple[papers.Published, ...] = ()
 
 
-def _figure_5(network: str) -> Setting:
-    return Setting(network, "cifar10", 160, 0.1, schedule="steps", augment=True)  # κα = 0.1
-
-
-FIGURE_5 = (
-    ("VGG-16, group", _figure_5("vgg16"), "group", 100.0, 0.1),
-    ("ResNet-56, group", _figure_5("resnet56"), "group", 100.0, 0.05),
-    ("VGG-16, lasso", _figure_5("vgg16"), "lasso", 100.0, 0.05),
-    ("ResNet-50, lasso", _figure_5("resnet50"), "lasso", 100.0, 0.03),
-)
 _TINY = Setting("vgg-small", "cifar10", 2, 0.05, batch=8, widths=(8,))  # all methods: (4,)
 BUDGETS = {
     "smoke": Budget(
         (_TINY,), (0.5,), 1, False, 8, 0.1,
-        (("tiny, group", dataclasses.replace(_TINY, schedule="steps"), "group", 5.0, 1e-4),),
+        (papers.Published("tiny, group", _TINY, "filters", 1e-4, 5.0),),
     ),
     "cpu": Budget(
         (
@@ -97,7 +88,8 @@ BUDGETS = {
             Setting("vgg16", "cifar10", 160, 0.05, augment=True),
             Setting("resnet56", "cifar10", 160, 0.1, augment=True),
         ),
-        (0.7, 0.5, 0.35, 0.25, 0.15), 3, seconds=60.0, figure_5=FIGURE_5,
+        (0.7, 0.5, 0.35, 0.25, 0.15), 3, seconds=60.0,
+        figure_5=papers.FIGURE_5,
     ),
 }  # fmt: skip
 
@@ -105,8 +97,8 @@ BUDGETS = {
 def whole(setting: Setting, seed: int, args: Any) -> dict[str, Any]:
     """The dense network's accuracy."""
     work = Work(setting, seed, args.data_dir, args.work)
-    ended = filters.dense(work)
-    return {"accuracy": work.accuracy(ended.params, ended.stats)}
+    ended = work.dense()
+    return {"accuracy": work.accuracy(ended["params"], ended["stats"])}
 
 
 def method(
@@ -121,12 +113,12 @@ def method(
         "widths": found.widths, "flops_share": round(found.cut.flops, 4),
         "params_share": round(found.cut.numbers, 4),
         "slim_minus_masked": found.cut.difference,
-        "search": round(found.search, 4), "training": round(found.training, 4),
+        "search": found.search, "training": found.training,
     }  # fmt: skip
     for budget in ("E", "B"):
         fresh, ended = filters.scratch(work, found, budget)
-        row[f"scratch_{budget}_training"] = round(fresh.cost.flops / filters.dense_run(work), 4)
-        test = functools.partial(fresh.accuracy, ended.params, ended.stats)
+        row[f"scratch_{budget}_training"] = work.in_runs(fresh.cost)
+        test = functools.partial(fresh.accuracy, ended["params"], ended["stats"])
         # Found once for all methods that end with the same widths.
         made = fresh.kept("accuracy", lambda test=test: {"test": np.asarray(test())})
         row[f"scratch_{budget}"] = float(made["test"])
@@ -153,21 +145,9 @@ def latencies(
     }  # fmt: skip
 
 
-@functools.lru_cache(4)
-def _papers(
-    rate: optax.Schedule, momentum: float, structure: str, nu: float, lam: float
-) -> optax.GradientTransformation:
-    groups = dl.filters if structure == "group" else dl.weights
-    return dl.dessilbi(
-        rate, kappa=1.0, nu=nu, lam=lam, structure=groups, momentum=momentum, nesterov=True,
-        variant="paper",
-    )  # fmt: skip
-
-
-def figure_5(
-    name: str, setting: Setting, structure: str, nu: float, lam: float, seed: int, args: Any
-) -> dict[str, Any]:
+def figure_5(published: papers.Published, seed: int, args: Any) -> dict[str, Any]:
     """Tickets of Γ's support along one run of the paper's setting, retrained from the start."""
+    setting = published.setting
     work = Work(setting, seed, args.data_dir, args.work)
     path, accuracy = dl.SolutionPath(), {}
     each, last = work.steps(1), work.steps()
@@ -178,7 +158,10 @@ def figure_5(
             accuracy["W"] = work.accuracy(params, stats)
             accuracy["projected"] = work.accuracy(dl.project(params, dl.support(state)), stats)
 
-    work.train(_papers(work.rate(), setting.momentum, structure, nu, lam), watch=watch, every=each)
+    tx = papers.optimizer(
+        work.rate(), setting.momentum, published.structure, 1.0, published.nu, published.lam
+    )
+    work.train(tx, watch=watch, every=each)
     tickets = []
     for share in (0.25, 0.5, 1.0):
         step = each * max(1, round(share * setting.epochs))
@@ -191,7 +174,7 @@ def figure_5(
             "epoch": step // each, "density": round(masks.density(mask), 5),
             "retrained": work.accuracy(ended.params, ended.stats),
         })  # fmt: skip
-    return {"name": name, "seed": seed, **accuracy, "tickets": tickets}
+    return {"name": published.name, "seed": seed, **accuracy, "tickets": tickets}
 
 
 def summary(rows: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> dict[str, Any]:
@@ -199,6 +182,7 @@ def summary(rows: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> dict[st
     first = rows[0]
     accuracy = [r["accuracy"] for r in rows]
     line = {key: first[key] for key in ("network", "method", "share")}
+    line["seeds"] = len(rows)
     for key in ("flops_share", "params_share", "accuracy", "search", "training"):
         line[key] = results.spread([r[key] for r in rows])
     line["latency"] = results.spread(
@@ -215,7 +199,10 @@ def summary(rows: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> dict[st
 
 
 def choice(budget: Budget, runs: cells.Runs, args: Any) -> list[dict[str, Any]] | None:
-    """What each method's trials reach on held-out images; None while other processes try some."""
+    """What each method's trials reach on held-out images, on the first network only.
+
+    None while other processes try some.
+    """
     setting = dataclasses.replace(budget.settings[0], held_out=HELD_OUT)
     share = budget.shares[len(budget.shares) // 2]
 
@@ -227,9 +214,8 @@ def choice(budget: Budget, runs: cells.Runs, args: Any) -> list[dict[str, Any]] 
 
     wanted = [
         cells.Cell(f"choice {setting.key} share={share} {name} {given}",
-                   functools.partial(tried, name, given))
-        for name, rival in filters.RIVALS.items() if len(rival.trials) > 1
-        for given in rival.trials
+                   functools.partial(tried, name, given), group=f"choice {name}")
+        for name, rival in filters.RIVALS.items() for given in rival.trials
     ]  # fmt: skip
     return cells.run(runs, wanted, args.share)
 
@@ -254,20 +240,23 @@ def table(budget: Budget, runs: cells.Runs, args: Any) -> dict[str, Any] | None:
     for setting in budget.settings:
         for seed in range(budget.seeds):
             key = f"{setting.key} seed={seed}"
-            wanted.append(cells.Cell(f"{key} dense", functools.partial(whole, setting, seed, args)))
+            make = functools.partial(whole, setting, seed, args)
+            wanted.append(cells.Cell(f"{key} dense", make, group=key))
             places.append((setting, "dense", None, seed))
             for share in budget.shares:
                 for name in filters.RIVALS:
                     given = chosen.get(name, {})
                     make = functools.partial(method, setting, name, given, share, seed, args)
                     words = "".join(f" {k}={v}" for k, v in given.items())
-                    wanted.append(cells.Cell(f"{key} share={share} {name}{words}", make, 2.5))
+                    told = f"{key} share={share} {name}{words}"
+                    wanted.append(cells.Cell(told, make, 2.5, key))
                     places.append((setting, name, share, seed))
     for each in budget.figure_5:
         for seed in range(budget.seeds):
-            make = functools.partial(figure_5, *each, seed, args)
-            wanted.append(cells.Cell(f"figure 5: {each[0]} {each[1].key} seed={seed}", make, 4.0))
-            places.append((each[1], "figure 5", each[0], seed))
+            make = functools.partial(figure_5, each, seed, args)
+            told = f"figure 5: {each.name} {each.setting.key} seed={seed}"
+            wanted.append(cells.Cell(told, make, 4.0))
+            places.append((each.setting, "figure 5", each.name, seed))
     rows = cells.run(runs, wanted, args.share)
     if rows is None:
         return None
@@ -287,8 +276,9 @@ def table(budget: Budget, runs: cells.Runs, args: Any) -> dict[str, Any] | None:
     lines: list[dict[str, Any]] = []
     for setting in budget.settings:
         right = [found[setting, "dense", None, seed]["accuracy"] for seed in seeds]
-        lines.append({"network": setting.network, "method": "dense", "flops_share": 1.0,
-                      "params_share": 1.0, "accuracy": results.spread(right)})  # fmt: skip
+        lines.append({"network": setting.network, "method": "dense", "seeds": budget.seeds,
+                      "flops_share": 1.0, "params_share": 1.0,
+                      "accuracy": results.spread(right)})  # fmt: skip
         for share in budget.shares:
             for name in filters.RIVALS:
                 own = [found[setting, name, share, seed] for seed in seeds]
@@ -300,7 +290,7 @@ def table(budget: Budget, runs: cells.Runs, args: Any) -> dict[str, Any] | None:
         "config": {
             "budget": args.budget, "seeds": budget.seeds, "shares": budget.shares,
             "settings": [dataclasses.asdict(s) for s in budget.settings],
-            "chosen": chosen, "tried_on_held_out": [
+            "chosen": chosen, "chosen_on": budget.settings[0].network, "tried_on_held_out": [
                 {k: row[k] for k in ("method", "given", "held_out")} for row in tried],
             "weight_decay": 0.0,
             "latency": {"batch": budget.batch, "dense_ms": {
@@ -311,12 +301,13 @@ def table(budget: Budget, runs: cells.Runs, args: Any) -> dict[str, Any] | None:
         },
         "table": lines,
         "figure_5": [row for place, row in found.items() if place[1] == "figure 5"],
-        "cpu_seconds": round(sum(r["cpu_seconds"] for r in [*tried, *rows, *measured.values()]), 1),
+        **cells.made_on([*tried, *rows, *measured.values()]),
     }  # fmt: skip
 
 
 def show(lines: list[dict[str, Any]]) -> None:
     """The table in short."""
+    print(f"n = {lines[0]['seeds']} seeds: mean ± standard deviation; p: paired t-tests")
     for line in lines:
         right = line["accuracy"]
         text = f"{line['network']:13} {line['method']:24} {right['mean']:6.2f} ± {right['std']}"
@@ -331,8 +322,7 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    known = options.parser(__doc__, tuple(BUDGETS))
-    args = options.parsed(known)
+    args = options.parsed(options.parser(__doc__, tuple(BUDGETS)))
     started = time.time()
     budget = BUDGETS[args.budget]
     name = "structured_gpu" if args.budget == "gpu" else "structured"
@@ -341,11 +331,7 @@ def main() -> None:
     if result is None:
         return
     show(result["table"])
-    if args.budget == "smoke":
-        file = results.write_json(args.work / "smoke" / f"{name}.json", result)
-    else:
-        file = results.write(name, result, started)
-    print(f"written to {file}")
+    print(f"written to {results.write(name, result, started, options.folder(args))}")
 
 
 if __name__ == "__main__":

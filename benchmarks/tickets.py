@@ -19,14 +19,16 @@ Settings were chosen once on held-out images by `benchmarks.tuning`; test images
 """
 
 import dataclasses
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.harness import cells, masks, options, results
-from benchmarks.harness.work import Setting, Work
+from benchmarks.harness.work import Cost, Setting, Work
 from benchmarks.rivals import dessilbi, methods
+from benchmarks.rivals.rival import exact
 from benchmarks.tuning import chosen
 from dessilbi_jax.train.allocator import keep_memory
 
@@ -40,7 +42,9 @@ COST = {
 }
 FIVE = ("DessiLBI", "one-shot", "lottery (IMP)", "gradual (Zhu-Gupta)", "random")
 ALL = tuple(rival.name for rival in methods.RIVALS)
-READINGS = tuple(rival.name for rival in dessilbi.READINGS)
+UNTUNED = tuple(rival.name for rival in methods.UNTUNED)
+# Methods whose whole curve is shown: one run each.
+CURVES = ("DessiLBI", "one-shot", "matched decay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Budget:
         seeds: how many.
         densities: of every method.
         methods: their names.
-        curve: further densities of DessiLBI alone, all from its one run.
+        curve: further densities of the methods of `CURVES`.
         rewound: epochs after which the weights are taken for "F-epoch k".
         untuned: whether methods take their first setting.
     """
@@ -60,7 +64,7 @@ class Budget:
     setting: Setting
     seeds: int
     densities: tuple[float, ...]
-    methods: tuple[str, ...] = ALL + READINGS
+    methods: tuple[str, ...] = ALL + UNTUNED
     curve: tuple[float, ...] = ()
     rewound: tuple[int, ...] = ()
     untuned: bool = False
@@ -70,11 +74,11 @@ _DENSITIES = (0.05, 0.02, 0.01, 0.5)
 BUDGETS = {
     "smoke": Budget(
         Setting("lenet300", "mnist", 2, 0.01, batch=16, widths=(16, 8)), 1, (0.2,),
-        curve=(0.3,), rewound=(0, 1), untuned=True,
+        curve=(0.3,), rewound=(1,), untuned=True,
     ),
     "cpu": Budget(
         Setting("lenet300", "mnist", 10, 0.05), 5, _DENSITIES,
-        curve=(0.03, 0.1, 0.2, 0.3), rewound=(0, 1, 2, 5),
+        curve=(0.03, 0.1, 0.2, 0.3), rewound=dessilbi.EPOCHS,
     ),
     "lenet5": Budget(Setting("lenet5", "mnist", 3, 0.01), 3, (0.05, 0.02), FIVE),
     "fashion": Budget(Setting("lenet300", "fashion_mnist", 10, 0.05), 5, _DENSITIES),
@@ -94,38 +98,43 @@ class Maker:
         return Work(self.budget.setting, seed, self.args.data_dir, self.args.work / "kept")
 
     def setting(self, name: str) -> dict[str, Any]:
-        """How a method is run: other readings of DessiLBI's run have its setting."""
-        rival = dessilbi.DESSILBI if name in READINGS else methods.named(name)
-        if self.budget.untuned or not any(rival.trials):
-            return rival.trials[0]
-        return chosen(rival.name)
+        """How a method is run: the first of its trials or the one that was chosen."""
+        if name in UNTUNED:
+            ours = self.setting("DessiLBI")
+            return {"nu": ours["nu"]} if name == methods.SAME_NU.name else ours
+        trials = methods.named(name).trials
+        return trials[0] if self.budget.untuned or len(trials) == 1 else chosen(name)
 
     def dense(self, seed: int) -> dict[str, Any]:
         work = self.work(seed)
-        params, stats, _ = work.train(work.sgd())
-        row = {"method": "dense", "seed": seed, "retrained": work.accuracy(params, stats)}
-        return row | {"cost": dataclasses.asdict(work.cost)}
+        run = work.dense()
+        row = {"method": "dense", "retrained": work.accuracy(run["params"], run["stats"])}
+        return row | {"seed": seed, "cost": dataclasses.asdict(work.cost)}
 
     def ticket(self, name: str, density: float, seed: int) -> dict[str, Any]:
         work = self.work(seed)
         setting = self.setting(name)
+        before = Cost()
         if name == "random":  # as many weights in each layer as DessiLBI's ticket has
             own = dessilbi.once(self.work(seed), density, **self.setting("DessiLBI"))
             setting = {"layers": tuple(float(m.mean()) for m in masks.kernels(own.mask))}
+            before = own.cost
         found = methods.named(name).find(work, density, **setting)
+        if not exact(found, density):
+            raise RuntimeError(f"{name} kept {masks.density(found.mask)} of the weights")
         row: dict[str, Any] = {
             "method": name,
             "seed": seed,
             "density": density,
             "kept": masks.density(found.mask),
             "layers": masks.by_layer(found.mask),
-            "cost": dataclasses.asdict(found.cost),
+            "cost": dataclasses.asdict(before + found.cost),
             "own": work.accuracy(found.params, found.stats) if found.params else None,
             **found.told,
         }
-        before = work.cost
+        searched = work.cost
         after = work.retrained(found.mask)
-        final = dataclasses.asdict(work.cost - before)
+        final = dataclasses.asdict(work.cost - searched)
         return row | {"retrained": work.accuracy(after.params, after.stats), "final": final}
 
     def rewound(self, epochs: int, density: float, seed: int) -> dict[str, Any]:
@@ -134,7 +143,7 @@ class Maker:
         setting = self.setting("DessiLBI")
         found = dessilbi.once(work, density, **setting)
         params, stats = dessilbi.weights_after(work, epochs, **setting)
-        after = work.retrained(found.mask, params, stats, first=work.steps(epochs) if epochs else 0)
+        after = work.retrained(found.mask, params, stats, first=work.steps(epochs))
         return {
             "method": "DessiLBI", "seed": seed, "density": density, "rewound": epochs,
             "retrained": work.accuracy(after.params, after.stats),
@@ -147,19 +156,22 @@ class Maker:
     def _of_seed(self, seed: int) -> list[cells.Cell]:
         budget = self.budget
 
-        def cell(name: str, make: Callable[..., Any], *words: Any) -> cells.Cell:
-            key = f"{budget.setting.key} {name} seed={seed}{'' if budget.untuned else ' tuned'}"
+        def cell(name: str, setting: Any, make: Callable[..., Any], *words: Any) -> cells.Cell:
+            told = "" if setting is None else f" {json.dumps(setting)}"
+            key = f"{budget.setting.key} {name}{told} seed={seed}"
             weight = 7.0 if "lottery" in name else 2.0
-            return cells.Cell(key, lambda: make(*words, seed), weight)
+            return cells.Cell(key, lambda: make(*words, seed), weight, f"seed={seed}")
 
+        ours = self.setting("DessiLBI")
         wanted = [(name, d) for name in budget.methods for d in budget.densities]
-        wanted += [("DessiLBI", d) for d in budget.curve]
+        wanted += [(name, d) for name in CURVES for d in budget.curve]
+        out = [cell("dense", None, self.dense)]
+        for name, d in wanted:
+            setting = {"like": ours} if name == "random" else self.setting(name)
+            out.append(cell(f"{name} {d:g}", setting, self.ticket, name, d))
         late = budget.densities[min(1, len(budget.densities) - 1)]
-        return [
-            cell("dense", self.dense),
-            *(cell(f"{name} {d:g}", self.ticket, name, d) for name, d in wanted),
-            *(cell(f"F-epoch {k} {late:g}", self.rewound, k, late) for k in budget.rewound),
-        ]
+        out += [cell(f"F-epoch {k} {late:g}", ours, self.rewound, k, late) for k in budget.rewound]
+        return out
 
 
 def summed(budget: Budget, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -173,32 +185,15 @@ def summed(budget: Budget, rows: list[dict[str, Any]]) -> dict[str, Any]:
             late[row["density"], row["rewound"]].append(row["retrained"])
         elif row["method"] != "dense":
             tickets[row["method"], row["density"]].append(row)
-    table = []
-    for (method, density), own in tickets.items():
-        accuracies = [row["retrained"] for row in own]
-        line: dict[str, Any] = {
-            "method": method,
-            "density": density,
-            "retrained": results.spread(accuracies),
-            "own": None if own[0]["own"] is None else results.spread([r["own"] for r in own]),
-            "layers": [results.spread(list(each))["mean"] for each in
-                       zip(*(row["layers"] for row in own), strict=True)],
-            "search_runs": round(own[0]["cost"]["flops"] / run, 3),
-            "search_flops": own[0]["cost"]["flops"],
-            "search_seconds": results.spread([row["cost"]["seconds"] for row in own]),
-            "search_cpu_seconds": results.spread([row["cost"]["cpu_seconds"] for row in own]),
-            "minus_dense": results.paired(accuracies, [row["retrained"] for row in dense]),
-        }  # fmt: skip
-        ours = [row["retrained"] for row in tickets["DessiLBI", density]]
-        if method != "DessiLBI":
-            line["dessilbi_minus_this"] = results.paired(ours, accuracies)
-        table.append(line)
     return {
         "dense": results.spread([row["retrained"] for row in dense]),
         "dense_flops": run,
         "dense_seconds": results.spread([row["cost"]["seconds"] for row in dense]),
         "dense_cpu_seconds": results.spread([row["cost"]["cpu_seconds"] for row in dense]),
-        "table": table,
+        "table": [
+            line(own, dense, [row["retrained"] for row in tickets["DessiLBI", density]])
+            for (_, density), own in tickets.items()
+        ],
         "rewound": [
             {"density": density, "epochs": epochs, "retrained": results.spread(values)}
             for (density, epochs), values in late.items()
@@ -206,14 +201,47 @@ def summed(budget: Budget, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def line(
+    own: list[dict[str, Any]], dense: list[dict[str, Any]], ours: list[float]
+) -> dict[str, Any]:
+    """A method at a density, from its rows, those of the dense runs and DessiLBI's accuracies."""
+    whole = [row["retrained"] for row in dense]
+    accuracies = [row["retrained"] for row in own]
+    run = dense[0]["cost"]["flops"]
+    out: dict[str, Any] = {
+        "method": own[0]["method"],
+        "density": own[0]["density"],
+        "nested": methods.named(own[0]["method"]).nested,
+        "retrained": results.spread(accuracies),
+        "minus_dense": results.paired(accuracies, whole),
+        "dessilbi_minus_this": results.paired(ours, accuracies),
+        "own": None,
+        "layers": [round(sum(each) / len(own), 5)
+                   for each in zip(*(row["layers"] for row in own), strict=True)],
+        "search_runs": round(own[0]["cost"]["flops"] / run, 3),
+        "search_flops": own[0]["cost"]["flops"],
+        "search_seconds": results.spread([row["cost"]["seconds"] for row in own]),
+        "search_cpu_seconds": results.spread([row["cost"]["cpu_seconds"] for row in own]),
+    }  # fmt: skip
+    if own[0]["own"] is not None:
+        ends = [row["own"] for row in own]
+        out["own"] = results.spread(ends)
+        out["own_minus_dense"] = results.paired(ends, whole)
+        out["dessilbi_minus_own"] = results.paired(ours, ends)
+    for extra in ("sparse_runs", "reached", "density_before_cut"):
+        if extra in own[0]:
+            out[extra] = round(sum(row[extra] for row in own) / len(own), 5)
+    return out
+
+
 def printed(result: dict[str, Any]) -> None:
     """The table on the terminal."""
     print(f"dense {result['dense']['mean']:.2f} ± {result['dense']['std']}")
-    for line in sorted(result["table"], key=lambda x: (x["density"], -x["retrained"]["mean"])):
-        shown = line["retrained"]
-        own = "" if line["own"] is None else f"  own {line['own']['mean']:6.2f}"
-        print(f"{line['density']:5.0%} {line['method']:24s} {shown['mean']:6.2f} ± {shown['std']}"
-              f"  {line['search_runs']:6.2f} runs{own}")  # fmt: skip
+    for row in sorted(result["table"], key=lambda x: (x["density"], -x["retrained"]["mean"])):
+        shown = row["retrained"]
+        own = "" if row["own"] is None else f"  own {row['own']['mean']:6.2f}"
+        print(f"{row['density']:5.0%} {row['method']:24s} {shown['mean']:6.2f} ± {shown['std']}"
+              f"  {row['search_runs']:6.2f} runs{own}")  # fmt: skip
 
 
 def main() -> None:
@@ -238,7 +266,7 @@ def main() -> None:
             for method in budget.methods
             if method != "random"
         },
-        "training_seconds": round(sum(row["seconds"] for row in rows)),
+        **cells.made_on(rows),
     }
     full = {"config": config, **result}
     print(results.write(name, full, started, options.folder(args)))

@@ -23,11 +23,13 @@ class Cell:
         key: names all that it depends on.
         make: computes it.
         weight: what it costs, in any unit that the cells of a table share.
+        group: cells of one group are made by one process, as they use the same runs.
     """
 
     key: str
     make: Callable[[], Row]
     weight: float = 1.0
+    group: str | None = None
 
 
 class Runs:
@@ -74,6 +76,20 @@ class Runs:
             os.fsync(out.fileno())
 
 
+def made_on(rows: Iterable[Row]) -> Row:
+    """When and where rows were made, for the result: seconds in all, and the machines."""
+    rows = list(rows)
+    machines: list[Row] = []
+    for row in rows:
+        if row["machine"] not in machines:
+            machines.append(row["machine"])
+    return {
+        "training_seconds": round(sum(row["seconds"] for row in rows)),
+        "training_cpu_seconds": round(sum(row["cpu_seconds"] for row in rows)),
+        "machines": machines,
+    }
+
+
 class Bar:
     """A bar on stderr: how much of the cells' weight is done, and how long the rest will take."""
 
@@ -108,11 +124,14 @@ def run(runs: Runs, cells: Iterable[Cell], share: tuple[int, int] = (1, 1)) -> l
     Args:
         runs: where the rows are kept.
         cells: in the order of their making.
-        share: (k, n): this process takes every n-th cell from the k-th on; others make the rest.
+        share: (k, n): this process takes every n-th cell or group of cells from the k-th on;
+            others make the rest.
     """
     cells = list(cells)
     k, n = share
-    mine = cells[k - 1 :: n]
+    groups = list(dict.fromkeys(cell.group or cell.key for cell in cells))
+    own = set(groups[k - 1 :: n])
+    mine = [cell for cell in cells if (cell.group or cell.key) in own]
     there = [cell for cell in mine if cell.key in runs.rows]
     bar = Bar(sum(c.weight for c in mine), sum(c.weight for c in there))
     for cell in mine:

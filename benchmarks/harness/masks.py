@@ -109,3 +109,23 @@ def erdos_renyi(params: Tree, share: float) -> list[float]:
             return [1.0 if d else float(scale * r) for d, r in zip(dense, raw, strict=True)]
         dense |= full
     return [1.0] * len(shapes)
+
+
+def apportioned(shares: Sequence[float], room: Sequence[int], total: int) -> list[int]:
+    """Whole numbers as near to `shares` as can be, at most `room` each and `total` together."""
+    counts = np.minimum(np.floor(shares), room).astype(int)
+    while counts.sum() < min(total, sum(room)):
+        counts[np.argmax(np.where(counts < room, np.subtract(shares, counts), -np.inf))] += 1
+    while counts.sum() > total:
+        counts[np.argmin(np.where(counts > 0, np.subtract(shares, counts), np.inf))] -= 1
+    return counts.tolist()
+
+
+def random(params: Tree, shares: Sequence[float], density: float, seed: int) -> Tree:
+    """A random mask with the given share of each kernel, rounded so that its size is exact."""
+    sizes = [k.size for k in kernels(params)]
+    wanted = np.multiply(shares, sizes).tolist()
+    counts = apportioned(wanted, sizes, round(density * sum(sizes)))
+    draw = np.random.default_rng(seed)
+    scores = [draw.random(k.shape) for k in kernels(params)]
+    return top_each(params, scores, [n / size for n, size in zip(counts, sizes, strict=True)])

@@ -38,13 +38,29 @@ def machine() -> dict[str, Any]:
     }
 
 
+# Options that say nothing to a reader of a result: where data are, and which part was made last.
+PLACES = ("--data-dir",)
+UNTOLD = ("--work", "--share", "--results", "--out")
+
+
 def command() -> str:
-    """The command that runs, without what says nothing to a reader: where data and caches lie."""
-    module = Path(sys.argv[0]).stem
-    words = sys.argv[1:]
-    shown = ["DIR" if words[i - 1 : i] in (["--data-dir"], ["--work"]) else w
-             for i, w in enumerate(words)]  # fmt: skip
-    return " ".join(["python", "-m", "benchmarks", module, *shown])
+    """The command that made a result, without the folders of the machine."""
+    words = iter([piece for word in sys.argv[1:] for piece in _parts(word)])
+    told = ["python", "-m", "benchmarks", Path(sys.argv[0]).stem]
+    for word in words:
+        if word in UNTOLD:
+            next(words, None)
+        elif word in PLACES:
+            next(words, None)
+            told += [word, "DIR"]
+        else:
+            told.append(word)
+    return " ".join(told)
+
+
+def _parts(word: str) -> list[str]:
+    """--name=value as two words."""
+    return word.split("=", 1) if word.startswith("--") and "=" in word else [word]
 
 
 def write_json(file: Path, content: Any) -> Path:
@@ -74,6 +90,48 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "std": round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else None,
         "values": [round(float(v), 3) for v in values],
     }
+
+
+def independent(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """The difference of two means that are not paired, and the two-sided p of Welch's t-test.
+
+    std is that of the difference of single runs; p is None where it is not defined.
+    """
+    from scipy import stats
+
+    enough = min(len(ours), len(theirs)) > 1
+    std = float(np.hypot(np.std(ours, ddof=1), np.std(theirs, ddof=1))) if enough else None
+    p = stats.ttest_ind(ours, theirs, equal_var=False).pvalue if std else None
+    return {
+        "mean": round(float(np.mean(ours) - np.mean(theirs)), 3),
+        "std": None if std is None else round(std, 3),
+        "n": min(len(ours), len(theirs)),
+        "p": None if p is None else float(f"{p:.2g}"),
+    }
+
+
+def above(gaps: Sequence[float], bound: float, level: float = 0.05) -> str:
+    """Whether a mean difference is above a bound: "yes", "no", or "undecided".
+
+    By one-sided Student's t-tests of either side at the level; one difference decides nothing.
+    """
+    from scipy import stats
+
+    if len(gaps) < 2:
+        return "undecided"
+    reach = stats.t.ppf(1 - level, len(gaps) - 1) * np.std(gaps, ddof=1) / np.sqrt(len(gaps))
+    mean = float(np.mean(gaps))
+    return "yes" if mean - reach > bound else "no" if mean + reach < bound else "undecided"
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p of several tests, each as Holm (1979) corrects it for all of them together."""
+    order = np.argsort(ps)
+    out, last = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        last = max(last, min(1.0, (len(ps) - rank) * ps[i]))
+        out[i] = last
+    return out
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from benchmarks.harness import images, masks
 from dessilbi_jax import data, models
 
 Tree = Any
+# Of what `kept` keeps: one more whenever a method computes something else than before.
+VERSION = 1
 Split = Literal["test", "held_out"]
 
 
@@ -74,7 +76,7 @@ class Cost:
     with them.
     """
 
-    steps: int = 0
+    steps: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -84,8 +86,7 @@ class Cost:
         return Cost(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
     def __rmul__(self, times: float) -> "Cost":
-        steps, *rest = dataclasses.astuple(self)
-        return Cost(round(times * steps), *(times * each for each in rest))
+        return Cost(*(times * each for each in dataclasses.astuple(self)))
 
     def __sub__(self, other: "Cost") -> "Cost":
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
@@ -297,11 +298,20 @@ class Work:
     def count(self, steps: float, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
         """Adds training, in full steps, to the cost."""
         flops = 3.0 * self.forward_flops * self.batch * steps
-        self.cost += Cost(round(steps), flops, seconds, cpu_seconds)
+        self.cost += Cost(steps, flops, seconds, cpu_seconds)
 
     def in_runs(self, cost: Cost) -> float:
         """A cost as a multiple of the setting's run."""
         return round(cost.flops / (3.0 * self.forward_flops * self.batch * self.steps()), 4)
+
+    def dense(self) -> dict[str, Tree]:
+        """The "params" and "stats" of the setting's run, made once for all who begin with it."""
+
+        def make() -> dict[str, Tree]:
+            run = self.train(self.sgd())
+            return {"params": run.params, "stats": run.stats}
+
+        return self.kept("dense", make)
 
     def retrained(
         self, mask: Tree, params: Tree = None, stats: Tree = None, *, first: int = 0
@@ -341,9 +351,9 @@ class Work:
             name: names all else that it depends on.
             make: returns a nested dict of arrays.
         """
-        full = f"{self.setting.key} seed={self.seed} {name}"
         if self.folder is None:
             return make()
+        full = f"{VERSION} {self.setting} {self.data_dir is None} seed={self.seed} {name}"
         file = self.folder / f"{hashlib.sha256(full.encode()).hexdigest()[:24]}.npz"
         if file.exists():
             tree, spent = _read(file)

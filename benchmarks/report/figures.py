@@ -1,5 +1,6 @@
 """Pictures of the page, as SVG files: the same bytes from the same data."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,11 @@ def tickets(result: Result, file: Path) -> Path:
             if line["method"] == method
         )
         ours = method == "DessiLBI"
+        curve = len(points) > len(result["config"]["densities"])
         axes.errorbar(
             *zip(*((x, y) for x, y, _ in points), strict=True),
             yerr=[s for *_, s in points], marker="o", ms=4, capsize=2,
-            lw=2.2 if ours else 0, color="black" if ours else None,
+            lw=2.2 if ours else float(curve), color="black" if ours else None,
             elinewidth=1, label="DessiLBI, one run" if ours else method,
         )  # fmt: skip
     axes.set_xscale("log")
@@ -123,7 +125,7 @@ def kappa_nu(result: Result, file: Path) -> Path:
             for i, line in enumerate(sorted(shown, key=lambda line: line[name])):
                 axes.plot(
                     [p["step"] for p in line["points"]],
-                    [100 * p["density"] for p in line["points"]],
+                    [p["density_percent"]["mean"] for p in line["points"]],
                     color=colours(0.9 * i / max(1, len(shown) - 1)),
                     label=f"{'κ' if name == 'kappa' else 'ν'} = {line[name]:g}",
                 )
@@ -136,25 +138,28 @@ def kappa_nu(result: Result, file: Path) -> Path:
 
 
 def structured(result: Result, file: Path) -> Path:
-    """Accuracy against measured latency after the cut."""
+    """Accuracy against measured latency and against FLOPs after the cut."""
     pyplot = _pyplot()
     networks = list(dict.fromkeys(line["network"] for line in result["table"]))
+    kinds = {"latency": "latency", "flops_share": "FLOPs"}
     figure, all_axes = pyplot.subplots(
-        1, len(networks), figsize=(3.6 * len(networks), 3.4), squeeze=False
+        2, len(networks), figsize=(3.6 * len(networks), 6.4), squeeze=False
     )
-    for network, axes in zip(networks, all_axes[0], strict=True):
+    for (key, network), axes in zip(
+        itertools.product(kinds, networks), all_axes.ravel(), strict=True
+    ):
         for line in (line for line in result["table"] if line["network"] == network):
             y = line["accuracy"]["mean"]
             if line["method"] == "dense":
                 axes.axhline(y, color="0.6", lw=1, ls="--")
                 continue
-            x = line["latency"]["mean"]
+            x = line[key]["mean"]
             colour = "black" if line["method"].startswith("DessiLBI") else "tab:blue"
             axes.plot(x, y, "o", color=colour, ms=4)
             axes.annotate(
                 line["method"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5
             )
         axes.set_title(network, fontsize=9)
-        axes.set_xlabel("latency over the dense network's")
+        axes.set_xlabel(f"{kinds[key]} over the dense network's")
         axes.set_ylabel("test accuracy, %")
     return _save(figure, file)

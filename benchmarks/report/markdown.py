@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+SIGNIFICANT = 0.05
+
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table; the first column is text."""
@@ -40,7 +42,9 @@ def made_by(result: dict[str, Any], name: str) -> str:
     machine = result["machine"]
     device = machine["cpu"] if machine["backend"] == "cpu" else machine["device"]
     cores = f", {machine['cores']} cores" if machine["backend"] == "cpu" else ""
+    others = len(result.get("config", {}).get("machines", [machine])) - 1
+    more = f" (rows were made on {others + 1} machines or versions)" if others > 0 else ""
     return (
         f"`{result['command']}` → `results/{name}.json`; {device}{cores}, jax {machine['jax']}, "
-        f"Python {machine['python']}."
+        f"Python {machine['python']}{more}."
     )

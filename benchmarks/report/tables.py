@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from benchmarks.report.markdown import gap, listed, made_by, mean, table
+from benchmarks.harness import results
+from benchmarks.report.markdown import SIGNIFICANT, gap, listed, made_by, mean, table
 
 Result = dict[str, Any]
-
-SIGNIFICANT = 0.05
 
 
 def classification(result: Result) -> str:
@@ -33,7 +32,7 @@ def classification(result: Result) -> str:
             + listed([f"{line['method']} ({line['minus_published']:+.2f})" for line in far])
             + "."
         )
-    words.append(f"Best here: {best['method']}.")
+    words.append(f"Highest mean: {best['method']}.")
     against = [
         f"{line['method']} − {line['minus_sgd']['method']}: {gap(line['minus_sgd'])}"
         for line in result["table"]
@@ -62,13 +61,13 @@ def kappa_nu(result: Result) -> str:
             rows.append(
                 (f"κ = {line['kappa']:g}, ν = {line['nu']:g}",
                  *(text for point in shown for text in (
-                     f"{100 * point['density']:.2f}", mean(point["dense"]),
+                     mean(point["density_percent"]), mean(point["dense"]),
                      mean(point["projected"]))))
             )  # fmt: skip
         heads = ("", "Γ, half", "W", "on Γ", "Γ, end", "W", "on Γ")
         parts.append(
             f"{setting['network']} on {setting['dataset']}, {setting['epochs']} epochs, "
-            f"λ = {lines[0]['lam']:g}, {case['structure']}, {lines[0]['seeds']} seeds:"
+            f"λ = {lines[0]['lam']:g}, {case['structure']}, seeds: {lines[0]['seeds']}."
         )
         parts.append(table(heads, rows))
     return "\n\n".join(parts)
@@ -83,36 +82,54 @@ def structured(result: Result) -> str:
         f"{config['seeds']} seeds. The networks are cut out physically; latency is that of a "
         f"forward pass of {config['latency']['batch']} images over the dense network's, in turn in "
         "one process. Scratch-E: the same widths, freshly initialised, for the same epochs; "
-        "Scratch-B: for the training FLOPs of the dense run. Search is the training until the cut, "
-        "in dense runs.",
+        "Scratch-B: for the training FLOPs of the dense run. The last four columns are training, in "
+        "dense runs: until the cut, in all, and that of the controls.",
     ]
     rows = []
     for line in result["table"]:
         if line["method"] == "dense":
-            rows.append((line["network"], "dense", "1", "1", mean(line["accuracy"]), *"–––––"))
+            rows.append((line["network"], "dense", "1", "1", mean(line["accuracy"]), *"––––––––"))
             continue
         rows.append(
             (line["network"], line["method"], mean(line["flops_share"]), mean(line["latency"]),
              mean(line["accuracy"]), mean(line["scratch_E"]), mean(line["scratch_B"]),
              gap(line["minus_scratch_E"]), gap(line["minus_scratch_B"]),
-             mean(line["search"]))
+             mean(line["search"]), mean(line["training"]),
+             mean(line["scratch_E_training"]), mean(line["scratch_B_training"]))
         )  # fmt: skip
     heads = (
         "", "", "FLOPs", "latency", "accuracy", "Scratch-E", "Scratch-B", "minus E", "minus B",
-        "search",
+        "search", "all", "E", "B",
     )  # fmt: skip
     parts.append(table(heads, rows))
-    lost = [
-        f"{line['method']} on {line['network']} ({name} by {-line[key]['mean']:.2f})"
+    tests = [
+        (line, name, line[key])
         for line in result["table"]
         for name, key in (("Scratch-E", "minus_scratch_E"), ("Scratch-B", "minus_scratch_B"))
-        if key in line and line[key]["mean"] < 0 and (line[key]["p"] or 1.0) < SIGNIFICANT
+        if key in line and line[key]["p"] is not None
+    ]
+    ps = results.holm([found["p"] for *_, found in tests])
+    lost = [
+        f"{line['method']} on {line['network']} ({name} by {-found['mean']:.2f})"
+        for (line, name, found), p in zip(tests, ps, strict=True)
+        if found["mean"] < 0 and p < SIGNIFICANT
     ]
     parts.append(
-        f"Behind its control with p below {SIGNIFICANT:g}: {listed(lost)}."
+        f"Behind a control (p < {SIGNIFICANT:g}, corrected as Holm does): {listed(lost)}."
         if lost
-        else "No method is behind its controls by more than the noise."
+        else f"No method is behind a control with p below {SIGNIFICANT:g}; with n = "
+        f"{config['seeds']} only large differences would show."
     )
+    if result["figure_5"]:
+        rows = [
+            (row["name"], row["seed"], ticket["epoch"], f"{100 * ticket['density']:.2f}",
+             "–" if ticket["retrained"] is None else f"{ticket['retrained']:.2f}",
+             f"{row['W']:.2f}", f"{row['projected']:.2f}")
+            for row in result["figure_5"]
+            for ticket in row["tickets"]
+        ]  # fmt: skip
+        heads = ("Fig. 5", "seed", "epoch", "Γ, %", "retrained", "W at the end", "on Γ")
+        parts.append(table(heads, rows))
     return "\n\n".join(parts)
 
 

@@ -1,8 +1,10 @@
-"""The sections of tables 3 and 4, from the JSON of their results."""
+"""The sections of tables 3 and 4 and of the tuning before them, from the JSON of their results."""
 
+import json
 from typing import Any
 
-from benchmarks.report.markdown import gap, listed, mean, percent, table
+from benchmarks.harness import results
+from benchmarks.report.markdown import SIGNIFICANT, gap, listed, mean, percent, table
 
 Result = dict[str, Any]
 
@@ -12,80 +14,128 @@ PAPERS_LAYERS = {
     "conv2": ("Conv-2", (0.9375, 1.0, 0.0067, 0.0284, 0.1551)),
     "conv4": ("Conv-4", (0.921875, 1.0, 1.0, 1.0, 0.0040, 0.0094, 0.1004)),
 }
-SIGNIFICANT = 0.05
+OURS = "DessiLBI"
 
 
-def _cells(result: Result) -> dict[tuple[str, float], Result]:
-    return {(line["method"], line["density"]): line for line in result["table"]}
+def _is_ours(method: str) -> bool:
+    return method.startswith(OURS)
 
 
-def ahead(result: Result) -> str:
-    """Where a rival wins, in words: paired by seed, with the p of the t-test."""
+def _lines(result: Result, density: float) -> list[Result]:
+    return [line for line in result["table"] if line["density"] == density]
+
+
+def tuning(result: Result) -> str:
+    """What was chosen, of what, and what was assumed."""
+    config = result["config"]
+    setting = config["setting"]
+    rows = [
+        (line["method"], f"`{json.dumps(line['chosen'])}`", f"{line['score']:.2f}",
+         f"{min(_score(t) for t in line['trials']):.2f}", line["source"], line["assumed"])
+        for line in result["table"]
+    ]  # fmt: skip
+    text = (
+        f"Eight settings of every method (random masks have none), each tried once: "
+        f"{setting['network']}, {setting['dataset']}, {percent(config['density'])} of the weights, "
+        f"{setting['epochs']} epochs, seed {config['seed']}, judged on {setting['held_out']:,} "
+        "training images that were kept apart. The better of the accuracy after retraining and of "
+        "the method's own network decides. The chosen settings are used at all densities, on all "
+        "networks; methods that are not told a density (STR, relaxed masks) may suit others less."
+    )
+    heads = ("", "chosen", "best", "worst", "source", "assumed")
+    return f"{text}\n\n{table(heads, rows)}"
+
+
+def _score(trial: Result) -> float:
+    return max(trial["retrained"], trial["own"] or 0.0)
+
+
+def compared(result: Result, key: str, what: str) -> str:
+    """Who is ahead at each density, in words.
+
+    Paired by seed; p of the t-tests as Holm corrects them for all rivals at a density.
+    """
     words = []
     for density in sorted(result["config"]["densities"]):
-        lines = [
-            line for line in result["table"]
-            if line["density"] == density and "dessilbi_minus_this" in line
-            and not line["method"].startswith("DessiLBI")
-        ]  # fmt: skip
-        better = [line for line in lines if line["dessilbi_minus_this"]["mean"] < 0]
-        sure = [
-            line for line in better
-            if (line["dessilbi_minus_this"]["p"] or 1.0) < SIGNIFICANT
-        ]  # fmt: skip
-        told = [
-            f"{line['method']} by {-line['dessilbi_minus_this']['mean']:.2f} "
-            f"(p = {line['dessilbi_minus_this']['p']:.2g}, {line['search_runs']:g} runs)"
-            for line in sorted(sure, key=lambda line: line["dessilbi_minus_this"]["mean"])
+        lines = [line for line in _lines(result, density)
+                 if key in line and not _is_ours(line["method"])]  # fmt: skip
+        tested = [line for line in lines if line[key]["p"] is not None]
+        ps = results.holm([line[key]["p"] for line in tested])
+        sure = [(line, p) for line, p in zip(tested, ps, strict=True) if p < SIGNIFICANT]
+        better = [
+            f"{line['method']} by {-line[key]['mean']:.2f} (p = {p:.2g})"
+            for line, p in sorted(sure, key=lambda pair: pair[0][key]["mean"])
+            if line[key]["mean"] < 0
         ]
-        text = f"At {percent(density)} of the weights "
-        text += (
-            f"ahead of DessiLBI after retraining: {listed(told)}"
-            if told
-            else "no method is ahead of DessiLBI with p below 0.05"
-        )
-        unsure = len(better) - len(sure)
-        text += f"; {unsure} more are ahead within the noise." if unsure else "."
-        words.append(text)
-    return "\n".join(f"- {text}" for text in words)
+        worse = [
+            f"{line['method']} by {line[key]['mean']:.2f}"
+            for line, _ in sorted(sure, key=lambda pair: pair[0][key]["mean"])
+            if line[key]["mean"] > 0
+        ]
+        higher = [line["method"] for line in lines if line[key]["mean"] < 0]
+        text = f"At {percent(density)} of the weights, "
+        text += f"ahead of {OURS}: {listed(better)}" if better else f"none is ahead of {OURS}"
+        text += f"; behind: {listed(worse)}" if worse else "; none is behind"
+        rest = len(higher) - len(better)
+        text += f". A higher mean that is not significant: {rest}." if rest else "."
+        words.append(f"- {text}")
+    n = len(result["config"]["seeds"])
+    return (
+        f"{what} Paired by seed, n = {n}, with p below {SIGNIFICANT:g} after Holm's correction for "
+        "the rivals at a density:\n\n" + "\n".join(words)
+    )
+
+
+def _runs(lines: list[Result]) -> str:
+    """Dense runs until the tickets of all these densities are there."""
+    costs = [line["search_runs"] for line in lines]
+    return f"{max(costs) if lines[0]['nested'] else sum(costs):.3g}"
 
 
 def tickets(result: Result) -> str:
     """Table 3."""
     config, setting = result["config"], result["config"]["setting"]
-    cells = _cells(result)
     densities = sorted(config["densities"], reverse=True)
-    rows = []
-    for method in dict.fromkeys(line["method"] for line in result["table"]):
-        if (method, densities[0]) not in cells:
-            continue
+    cells = {(line["method"], line["density"]): line for line in result["table"]}
+    methods = [m for m in dict.fromkeys(m for m, _ in cells) if (m, densities[0]) in cells]
+    rows, owns = [], []
+    for method in methods:
         found = [cells[method, d] for d in densities]
-        runs = " / ".join(f"{line['search_runs']:.3g}" for line in found)
-        rows.append((method, *(mean(line["retrained"]) for line in found), runs))
-    owns = [
-        (method, *(mean(cells[method, d]["own"]) for d in densities))
-        for method, *_ in rows
-        if cells[method, densities[0]]["own"] is not None
-    ]
-    heads = ("retrained", *map(percent, densities), "runs to find it")
+        each = " / ".join(f"{line['search_runs']:.3g}" for line in found)
+        rows.append((method, *(mean(line["retrained"]) for line in found), each, _runs(found)))
+        if found[0]["own"] is not None:
+            told = [line.get("reached", line.get("density_before_cut")) for line in found]
+            ended = "" if told[0] is None else " / ".join(f"{100 * t:.3g}" for t in told)
+            owns.append((method, *(mean(line["own"]) for line in found), ended))
+    wide = (*map(percent, densities),)
     parts = [
         f"{setting['network']} on {setting['dataset']}, {setting['epochs']} epochs a run, "
-        f"{len(config['seeds'])} seeds; test accuracy in percent. Dense: {mean(result['dense'])}.",
-        table(heads, rows),
-        "Runs to find it: training before the final retraining, in dense runs, in the order of "
-        "the columns. DessiLBI's one run serves all of its columns.",
-        ahead(result),
-        "The sparse network that a method itself ends with, not retrained:",
-        table(("own", *map(percent, densities)), owns),
+        f"{len(config['seeds'])} seeds; test accuracy in percent after the mask was trained from "
+        f"the initialisation for one run. Dense: {mean(result['dense'])}.",
+        table(("retrained", *wide, "runs to find each", "all"), rows),
+        "Runs: training before that retraining, in dense runs, by density and for the tickets of "
+        "all densities together, which one run or one chain of rounds may give. In all, a network "
+        "costs one run more.",
+        compared(result, "dessilbi_minus_this", f"{OURS}'s retrained tickets against theirs."),
+        "The sparse network that a method itself ends with, which needs no retraining (one run "
+        "less in all), and the density in percent that the method had reached before it was cut "
+        "to the size, where it has one of its own:",
+        table(("own", *wide, "before the cut, %"), owns),
+        compared(
+            result,
+            "dessilbi_minus_own",
+            f"{OURS}'s retrained tickets (one run more) against those networks.",
+        ),
     ]
     if result.get("rewound"):
-        late = " ".join(
-            f"k = {line['epochs']}: {mean(line['retrained'])};" for line in result["rewound"]
+        late = "; ".join(
+            f"k = {line['epochs']}: {mean(line['retrained'])}" for line in result["rewound"]
         )
-        density = percent(result["rewound"][0]["density"])
+        density = result["rewound"][0]["density"]
+        first = mean(cells[OURS, density]["retrained"])
         parts.append(
-            f"The DessiLBI ticket of {density} from the weights after k epochs of its own run "
-            f'("F-epoch k"), for the rest of the schedule: {late.rstrip(";")}.'
+            f"The {OURS} ticket of {percent(density)} from the weights after k epochs of its own "
+            f'run ("F-epoch k"), for the rest of the schedule: k = 0: {first}; {late}.'
         )
     parts.append(layers(result))
     return "\n\n".join(part for part in parts if part)
@@ -98,8 +148,8 @@ def layers(result: Result) -> str:
         return ""
     name, theirs = PAPERS_LAYERS[network]
     rows = [(f"{name}, the papers'", *(f"{x:g}" for x in theirs))]
-    for line in result["table"]:
-        if line["method"] in ("DessiLBI", "lottery (IMP)") and line["density"] == 0.05:
+    for line in _lines(result, 0.05):
+        if line["method"] in (OURS, "lottery (IMP)"):
             rows.append((f"{line['method']}, 5 %", *(f"{x:.3g}" for x in line["layers"])))
     heads = ("density of kernel", *(str(i + 1) for i in range(len(theirs))))
     return table(heads, rows)
@@ -110,28 +160,35 @@ def ticket_cost(result: Result) -> str:
     bound = result["config"]["bound"]
     rows = []
     for line in result["table"]:
-        factor = line["lottery_over_this"]
+        factor, free = line["lottery_over_this"], line.get("sparse_runs")
         rows.append(
-            (line["method"], "yes" if line["reached"] else "no", gap(line["minus_dense"]),
+            (line["method"], line["reached"], gap(line["minus_dense"]),
              f"{line['search_runs']:.3g}", f"{line['search_flops']:.3g}",
+             "" if free is None else f"{free:.3g}",
              mean(line["search_seconds"], 0), mean(line["search_cpu_seconds"], 0),
-             "–" if factor is None else f"{factor:g} ×",
-             "yes" if line["own_reached"] else "no" if line["own"] else "–")
+             "–" if factor is None else f"{factor:g} ×", line["own_reached"] or "–")
         )  # fmt: skip
     heads = (
-        "", f"within {bound:g}", "minus dense", "dense runs", "FLOPs", "s", "CPU s",
-        "IMP over this", "own network within it",
+        "", f"within {bound:g}", "minus dense", "dense runs", "FLOPs", "runs if zeros were free",
+        "s", "CPU s", "IMP over this", "own network within it",
     )  # fmt: skip
     smallest = result["smallest_reached"]
-    ours = smallest.get("DessiLBI")
+    tried = sorted(smallest.items(), key=lambda item: (item[1], item[0]))
     words = [
         f"Tickets of 5 %: is the accuracy after retraining within {bound:g} points of the dense "
         f"network's ({mean(result['dense'])}), and what was trained to find it (without that "
         f"retraining, which is equal for all)? A dense run is {result['dense_flops']:.3g} FLOPs. "
-        "Seconds are those of one core of a shared machine."
+        f"yes and no: by a one-sided t-test at {SIGNIFICANT:g}. FLOPs are those of dense training, "
+        "which is what the machine does; if weights at zero cost nothing, searches that are sparse "
+        "would cost what the column beside it says. Seconds are those of one core of a shared "
+        "machine."
     ]
-    if ours is not None:
-        words.append(
-            f"The smallest density tried at which DessiLBI is within the bound is {percent(ours)}."
-        )
+    ours = next(line for line in result["table"] if line["method"] == OURS)
+    words.append(
+        f"{OURS} searches for {ours['search_runs']:g} dense runs, iterative magnitude pruning with "
+        f"rewinding for {ours['lottery_over_this']:g} times that."
+    )
+    if tried:
+        told = [f"{method} {percent(density)}" for method, density in tried]
+        words.append(f"Smallest density within the bound, of those tried: {listed(told)}.")
     return f"{' '.join(words)}\n\n{table(heads, rows)}"

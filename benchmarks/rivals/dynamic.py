@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import dessilbi_jax as dl
@@ -138,26 +137,15 @@ def moving_mask(
     return optax.GradientTransformation(init, update)
 
 
-def random_start(params: Tree, density: float, seed: int) -> Tree:
-    """A random mask by Erdős–Rényi-Kernel; what rounding leaves goes to the largest kernel."""
-    sizes = [leaf.size for leaf in masks.kernels(params)]
-    shares = masks.erdos_renyi(params, density)
-    counts = [round(share * size) for share, size in zip(shares, sizes, strict=True)]
-    counts[int(np.argmax(sizes))] += round(density * sum(sizes)) - sum(counts)
-    ordered = [
-        (np.arange(leaf.size) < n).reshape(leaf.shape)
-        for leaf, n in zip(masks.kernels(params), counts, strict=True)
-    ]
-    return masks.random_like(masks.with_kernels(params, ordered), seed)
-
-
 def _found(work: Work, density: float, tx: optax.GradientTransformation) -> Found:
     before = work.cost
-    mask = random_start(work.params, density, work.seed)
+    shares = masks.erdos_renyi(work.params, density)
+    mask = masks.random(work.params, shares, density, work.seed)
     start = dl.project(work.params, mask)
     state = tx.init(start)._replace(mask=mask, key=jax.random.key(work.seed))
     end = work.train(tx, start, state=state)
-    return Found(end.state.mask, spent(work, before), end.params, end.stats)
+    told = {"sparse_runs": density}  # but for RigL's dense gradients where the mask moves
+    return Found(end.state.mask, spent(work, before), end.params, end.stats, told)
 
 
 def set_(work: Work, density: float, *, drop: float = 0.3, every: int | None = None) -> Found:

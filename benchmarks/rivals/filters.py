@@ -3,14 +3,12 @@
 A filter is a group of `dl.channel_groups`: all that makes one channel. In a residual network that
 is a position of the residual stream with every kernel that adds to it, so that whatever is
 removed can be cut out by `dl.slim`. Every method may remove the same groups, keeps one in each
-set of them, and keeps the most of its own order that the FLOPs allow.
+set of them, keeps the most of its own order that the FLOPs allow, and has four trials.
 """
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +17,8 @@ import numpy as np
 import optax
 
 import dessilbi_jax as dl
-from benchmarks.harness.work import Trained, Work
+from benchmarks.harness.work import Cost, Trained, Work
+from benchmarks.rivals import stored
 from benchmarks.rivals.cuts import (
     Cut,
     Kind,
@@ -70,32 +69,22 @@ class FilterRival:
         find: find(work, share, **setting) → Slimmed, for one share of the FLOPs.
         source: the paper.
         assumed: what the paper leaves open, and how it was read.
-        trials: what may be chosen on held-out images; the first is the default.
+        trials: four settings to choose from on held-out images; the first is the default.
     """
 
     name: str
     find: Callable[..., Slimmed]
     source: str
+    trials: tuple[dict[str, Any], ...]
     assumed: str = ""
-    trials: tuple[dict[str, Any], ...] = ({},)
 
 
-def dense_run(work: Work) -> float:
-    """FLOPs of one run of a work's network."""
-    return 3.0 * work.forward_flops * work.batch * work.steps()
-
-
-def _ended(work: Work, before: float, small: Cut, trained: Trained) -> Slimmed:
-    search = work.cost.flops - before
-    training = search + small.work.cost.flops
-    one = dense_run(work)
-    return Slimmed(small, trained.params, trained.stats, search / one, training / one)
-
-
-def dense(work: Work) -> Trained:
-    """The whole network after one run, made once for all who begin with it."""
-    made = work.kept("dense", lambda: _pair(work.train(work.sgd())))
-    return Trained(made["params"], made["stats"], None)
+def _ended(work: Work, before: Cost, small: Cut, trained: Trained) -> Slimmed:
+    search = work.cost - before
+    both = search + small.work.cost
+    return Slimmed(
+        small, trained.params, trained.stats, work.in_runs(search), work.in_runs(both)
+    )  # fmt: skip
 
 
 def _pair(trained: Trained) -> dict[str, Tree]:
@@ -104,31 +93,33 @@ def _pair(trained: Trained) -> dict[str, Tree]:
 
 # The methods.
 
+Order = Callable[[dl.ChannelGroups, np.ndarray], np.ndarray]
+
 
 @functools.lru_cache(8)
-def _constant(rate: float, momentum: float) -> optax.GradientTransformation:
+def _sgd(rate: optax.ScalarOrSchedule, momentum: float) -> optax.GradientTransformation:
     return optax.sgd(rate, momentum)
 
 
-def l1_norm(work: Work, share: float, tuning: str = "paper") -> Slimmed:
+def l1_norm(work: Work, share: float, tuning: str = "paper", rate: float = 0.01) -> Slimmed:
     """Li et al. (2017): the filters of smallest l1 norm of each layer go after a dense run.
 
     Args:
         work: with the dense network.
         share: of the FLOPs that stays.
-        tuning: "paper": a quarter of a run's epochs at a hundredth of the peak of the learning
-            rate (40 of 164 epochs at 0.001 there); "run": once more the dense run's schedule.
+        tuning: "paper": a quarter of a run's epochs at a constant rate (40 of 164 epochs at
+            0.001 there, a hundredth of the peak); "run": once more the dense run's schedule.
+        rate: its peak, over the dense run's.
     """
-    before = work.cost.flops
-    whole = dense(work)
+    before = work.cost
+    whole = work.dense()
     groups = channel_groups(kind(work))
-    kept = beginning(groups, in_each(groups, norms(groups, whole.params, 1)), share)
-    small = cut(work, whole.params, whole.stats, as_masks(groups, kept))
-    slim, steps = small.work, small.work.steps()
-    tx = slim.sgd()
-    if tuning == "paper":
-        tx = _constant(0.01 * slim.setting.rate, slim.setting.momentum)
-        steps = slim.steps(slim.setting.epochs / 4)
+    kept = beginning(groups, in_each(groups, norms(groups, whole["params"], 1)), share)
+    small = cut(work, whole["params"], whole["stats"], as_masks(groups, kept))
+    slim, peak = small.work, rate * work.setting.rate
+    constant = tuning == "paper"
+    tx = _sgd(peak if constant else slim.rate(peak=peak), slim.setting.momentum)
+    steps = slim.steps(slim.setting.epochs / 4 if constant else None)
     trained = slim.train(tx, small.params, small.stats, steps=steps)
     return _ended(work, before, small, trained)
 
@@ -152,7 +143,7 @@ def network_slimming(work: Work, share: float, strength: float = 1e-4) -> Slimme
         share: of the FLOPs that stays.
         strength: of the penalty.
     """
-    before = work.cost.flops
+    before = work.cost
     made = work.kept(
         f"network slimming strength={strength}",
         lambda: _pair(work.train(work.sgd(), penalty=l1_of_scales(strength))),
@@ -164,9 +155,11 @@ def network_slimming(work: Work, share: float, strength: float = 1e-4) -> Slimme
     return _ended(work, before, small, trained)
 
 
-def softened(groups: dl.ChannelGroups, params: Tree, share: float) -> tuple[Tree, np.ndarray]:
-    """The network with the filters of smallest l2 norm of each layer at zero, and which stay."""
-    kept = beginning(groups, in_each(groups, norms(groups, params, 2)), share)
+def softened(
+    groups: dl.ChannelGroups, params: Tree, share: float, order: Order = in_each
+) -> tuple[Tree, np.ndarray]:
+    """The network with the filters of smallest l2 norm at zero, and which stay."""
+    kept = beginning(groups, order(groups, norms(groups, params, 2)), share)
     masks = as_masks(groups, kept, kernels=True)
     paths = [path for path, _ in leaf_paths(params)]
     leaves = [
@@ -176,27 +169,32 @@ def softened(groups: dl.ChannelGroups, params: Tree, share: float) -> tuple[Tree
     return jax.tree.unflatten(jax.tree.structure(params), leaves), kept
 
 
-def soft_filter_pruning(work: Work, share: float) -> Slimmed:
-    """He et al. (2018): at the end of each epoch the smallest filters are zeroed, and train on.
+def soft_filter_pruning(
+    work: Work, share: float, interval: int = 1, among: str = "layer"
+) -> Slimmed:
+    """He et al. (2018): after each interval the smallest filters are zeroed, and train on.
 
     Args:
         work: with the dense network.
         share: of the FLOPs that stays.
+        interval: in epochs.
+        among: what the filters are compared in: each "layer", or the whole "network".
     """
-    before = work.cost.flops
+    before = work.cost
     groups = channel_groups(kind(work))
+    order = {"layer": in_each, "network": everywhere}[among]
 
     def run() -> dict[str, Tree]:
         now = Trained(work.params, work.stats, None)
-        each, last = work.steps(1), work.steps()
+        each, last = interval * work.steps(1), work.steps()
         kept = np.ones(groups.count, bool)
         for first in range(0, last, each):
             now = work.train(work.sgd(), *now, first=first, steps=min(first + each, last))
-            params, kept = softened(groups, now.params, share)
+            params, kept = softened(groups, now.params, share, order)
             now = now._replace(params=params)
         return {**_pair(now), "kept": kept}
 
-    made = work.kept(f"soft filter pruning share={share}", run)
+    made = work.kept(f"soft filter pruning {share=} {interval=} {among=}", run)
     small = cut(work, made["params"], made["stats"], as_masks(groups, made["kept"]))
     # A zeroed filter still gave a constant behind its normalisation: the next one's mean holds it.
     steps = max(small.work.steps(1), 50)
@@ -227,7 +225,7 @@ def dessilbi(
         nu: ν.
         group_density: share of the channels that Γ is to hold half way; λ follows from it.
     """
-    before = work.cost.flops
+    before = work.cost
     half = work.steps() // 2
     groups = channel_groups(kind(work))
 
@@ -237,18 +235,11 @@ def dessilbi(
         now = work.train(
             tx, steps=half, watch=lambda step, params, stats, state: path.record(step, state)
         )
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "path.npz"
-            path.save(file)
-            stored = np.frombuffer(file.read_bytes(), np.uint8)
         momentum = optax.tree_utils.tree_get(now.state, "trace")
-        return {**_pair(now), "momentum": momentum, "path": stored}
+        return {**_pair(now), "momentum": momentum, "path": stored.to_array(path)}
 
     made = work.kept(f"DessiLBI nu={nu} group_density={group_density}", run)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "path.npz"
-        file.write_bytes(np.asarray(made["path"]).tobytes())
-        path = dl.SolutionPath.load(file)
+    path = stored.from_array(made["path"])
     ticket = path.ticket(flops=share * groups.flops(), count=groups.flops)
     if way == "init":
         small = cut(work, work.params, work.stats, ticket)
@@ -266,8 +257,11 @@ def dessilbi(
 # The controls of every method.
 
 
-def scratch(work: Work, found: Slimmed, budget: str) -> tuple[Work, Trained]:
+def scratch(work: Work, found: Slimmed, budget: str) -> tuple[Work, dict[str, Tree]]:
     """Liu et al. (2019): the method's widths, freshly initialised, trained by themselves.
+
+    The seed is the method's: the same order of images, so that the two are a pair. The first
+    weights are other ones, as they are drawn for other shapes.
 
     Args:
         work: with the dense network.
@@ -275,54 +269,50 @@ def scratch(work: Work, found: Slimmed, budget: str) -> tuple[Work, Trained]:
         budget: "E": for the dense run's epochs; "B": for as many as cost the dense run's FLOPs.
 
     Returns:
-        The fresh network's own work and what it ends with; made once for the same widths.
+        The fresh network's own work and the "params" and "stats" that it ends with; made once
+        for the same widths.
     """
     epochs = work.setting.epochs
     if budget == "B":
         epochs = round(epochs / found.cut.flops)
     setting = dataclasses.replace(work.setting, widths=found.widths, epochs=epochs)
-    fresh = Work(setting, work.seed + 1000, work.data_dir, work.folder)
-    return fresh, dense(fresh)
+    fresh = Work(setting, work.seed, work.data_dir, work.folder)
+    return fresh, fresh.dense()
 
 
-_LIU = "Liu et al. (2017), Learning efficient convolutional networks through network slimming"
-_LI = "Li et al. (2017), Pruning filters for efficient convnets"
-_FU = "Fu et al. (2020), DessiLBI"
 _SPANNING = "the score of a channel that several layers make is {} over them"
 
 RIVALS = {
     rival.name: rival
     for rival in (
         FilterRival(
-            "L1-norm filters", l1_norm, _LI,
+            "L1-norm filters", l1_norm,
+            "Li et al. (2017), Pruning filters for efficient convnets",
+            ({"tuning": "paper", "rate": 0.01}, {"tuning": "paper", "rate": 0.1},
+             {"tuning": "run", "rate": 1.0}, {"tuning": "run", "rate": 0.1}),
             "the same share of each layer, without the paper's choice of layers to spare by hand; "
-            + _SPANNING.format("the sum"),
+            "tuning for a whole run is tried too, as the paper's assumes a run that is long and "
+            "little that is cut; " + _SPANNING.format("the sum"),
         ),
         FilterRival(
-            "L1-norm filters, long", functools.partial(l1_norm, tuning="run"), _LI,
-            "as above, tuned for a whole run: the paper's tuning assumes a run that is long and "
-            "little that is cut",
-        ),
-        FilterRival(
-            "network slimming", network_slimming, _LIU,
+            "network slimming", network_slimming,
+            "Liu et al. (2017), Learning efficient convolutional networks through network slimming",
+            tuple({"strength": s} for s in (1e-4, 1e-3, 3e-3, 1e-2)),
             "scales start at 1, not at 0.5; tuned for a whole run, as the paper does; "
             + _SPANNING.format("the mean"),
-            tuple({"strength": s} for s in (1e-4, 1e-3, 3e-3, 1e-2)),
         ),
         FilterRival(
             "soft filter pruning", soft_filter_pruning,
             "He et al. (2018), Soft filter pruning for accelerating deep convolutional networks",
+            tuple({"interval": n, "among": a} for a in ("layer", "network") for n in (1, 2)),
             "kernels are zeroed, normalisation is not, and the momentum goes on; not tuned after "
-            "the cut, but the batch statistics are taken anew; "
+            "the cut, but the batch statistics are taken anew; comparing filters of all layers is "
+            "tried beside the paper's equal share of each; "
             + _SPANNING.format("the sum of squares"),
         ),
         FilterRival(
-            "DessiLBI, end", functools.partial(dessilbi, way="end"), _FU,
-            trials=({"nu": 20.0}, {"nu": 100.0}, {"group_density": 0.3}, {"group_density": 0.7}),
-        ),
-        FilterRival(
-            "DessiLBI, init", functools.partial(dessilbi, way="init"), _FU,
-            trials=({"nu": 20.0}, {"nu": 100.0}, {"group_density": 0.3}, {"group_density": 0.7}),
+            "DessiLBI", dessilbi, "Fu et al. (2020), DessiLBI",
+            tuple({"way": w, "nu": nu} for w in ("init", "end") for nu in (20.0, 100.0)),
         ),
     )
 }  # fmt: skip

@@ -76,5 +76,6 @@ RIVALS = (
         "Lee, Ajanthan and Torr 2019, arXiv:1810.02340",
         "Classes are drawn in equal numbers; the network's own initialisation is what is "
         "scored; biases are never pruned.",
+        nested=True,
     ),
 )

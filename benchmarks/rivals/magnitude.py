@@ -59,6 +59,8 @@ def _train(
 
 def dense(work: Work, decay: float = 0.0, decoupled: bool = False, rewind: float = 0.0) -> Tree:
     """A dense run: its "params" and "stats" and, under "early", those after `rewind` epochs."""
+    if not (decay or rewind):
+        return work.dense()
     tx = optimizer(work.rate(), work.setting.momentum, decay, decoupled)
     early: Tree = {}
     at = work.steps(rewind) if rewind else None
@@ -75,18 +77,7 @@ def dense(work: Work, decay: float = 0.0, decoupled: bool = False, rewind: float
         return {"params": run.params, "stats": run.stats, "early": early}
 
     kind = "decoupled" if decoupled else "l2"
-    name = f"dense {kind}={decay:g}" if decay else "dense"
-    return work.kept(f"{name} early={rewind:g}" if rewind else name, make)
-
-
-def apportioned(shares: Sequence[float], room: Sequence[int], total: int) -> list[int]:
-    """Whole numbers as near to `shares` as can be, at most `room` each and `total` together."""
-    counts = np.minimum(np.floor(shares), room).astype(int)
-    while counts.sum() < min(total, sum(room)):
-        counts[np.argmax(np.where(counts < room, np.subtract(shares, counts), -np.inf))] += 1
-    while counts.sum() > total:
-        counts[np.argmin(np.where(counts > 0, np.subtract(shares, counts), np.inf))] -= 1
-    return counts.tolist()
+    return work.kept(f"dense {kind}={decay:g} early={rewind:g}", make)
 
 
 def _top_counts(params: Tree, scores: Sequence[np.ndarray], counts: Sequence[int]) -> Tree:
@@ -106,7 +97,7 @@ def by_layer(params: Tree, density: float, within: Tree, rates: Sequence[float])
     left = np.array([int((s > -np.inf).sum()) for s in scores])
     total = round(density * masks.size(params))
     rate = (left.sum() - total) / np.dot(left, rates)
-    counts = apportioned(left * (1 - rate * np.asarray(rates)), left.tolist(), total)
+    counts = masks.apportioned(left * (1 - rate * np.asarray(rates)), left.tolist(), total)
     return _top_counts(params, scores, counts)
 
 
@@ -129,11 +120,6 @@ def chain(density: float, factor: float) -> list[float]:
         count = max(1, round(math.log(below) / math.log(factor)) - len(out))
         out += [above * (below / above) ** (i / count) for i in range(1, count)] + [below]
     return out
-
-
-def rounds(density: float) -> int:
-    """Runs that a lottery ticket of a density needs: 3, 7, 13, 18 and 21 for the anchors."""
-    return len(chain(density, FIFTHS))
 
 
 def one_shot(work: Work, density: float, decay: float = 0.0, layerwise: bool = False) -> Found:
@@ -204,7 +190,8 @@ def iterative(
         settings = f"decay={decay:g} peak={peak:g} share={share:g} scaled={scaled}"
         net = work.kept(f"iterative {settings} to {path[: i + 1]}", make)
     mask = jax.tree.map(jnp.asarray, net["mask"])
-    return Found(mask, spent(work, before), net["params"], net.get("stats", {}))
+    told = {"sparse_runs": 1 + share * sum(path)}
+    return Found(mask, spent(work, before), net["params"], net.get("stats", {}), told)
 
 
 def sparsity(t: float, final: float, begin: float, end: float) -> float:
@@ -228,16 +215,19 @@ def gradual(
     tx = optimizer(work.rate(), work.setting.momentum, decay, False)
     mask = masks.everything(work.params)
     run = Trained(work.params, work.stats, masked(tx.init(work.params), mask))
-    done = 0
+    done, there = 0, 0.0
     for k in range(1, times + 1):
         t = begin + (end - begin) * k / times
         at = round(t * work.steps())
-        run, done = work.train(tx, *run, first=done, steps=at), at
+        run = work.train(tx, *run, first=done, steps=at)
+        there, done = there + (at - done) * masks.density(mask), at
         share = density if k == times else 1 - sparsity(t, 1 - density, begin, end)
         mask = _pruned(run.params, share, mask, layerwise)
         run = Trained(dl.project(run.params, mask), run.stats, masked(run.state, mask))
     run = work.train(tx, *run, first=done)
-    return Found(mask, spent(work, before), run.params, run.stats)
+    there += (work.steps() - done) * density
+    told = {"sparse_runs": there / work.steps()}
+    return Found(mask, spent(work, before), run.params, run.stats, told)
 
 
 def lottery(
@@ -271,7 +261,9 @@ def lottery(
         settings = f"decay={decay:g} layerwise={layerwise} rewind={rewind:g}"
         kept = work.kept(f"lottery {settings} to {path[: i + 1]}", make)
         mask = jax.tree.map(jnp.asarray, kept)
-    return Found(mask, spent(work, before), told={"rounds": len(path)})
+    # The first round is dense, the others have what the ones before them left.
+    told = {"rounds": len(path), "sparse_runs": 1 + sum(path[:-1])}
+    return Found(mask, spent(work, before), told=told)
 
 
 def _rates(work: Work) -> list[float]:
@@ -285,12 +277,7 @@ def _rates(work: Work) -> list[float]:
 def random(work: Work, density: float, layers: tuple[float, ...] | None = None) -> Found:
     """A random mask; `layers`: the density of each kernel, None for Erdős–Rényi-Kernel's."""
     shares = masks.erdos_renyi(work.params, density) if layers is None else layers
-    sizes = [k.size for k in masks.kernels(work.params)]
-    total = round(density * sum(sizes))
-    counts = apportioned(np.multiply(shares, sizes).tolist(), sizes, total)
-    draw = np.random.default_rng(work.seed)
-    scores = [draw.random(k.shape) for k in masks.kernels(work.params)]
-    return Found(_top_counts(work.params, scores, counts), Cost())
+    return Found(masks.random(work.params, shares, density, work.seed), Cost())
 
 
 RIVALS = (
@@ -302,6 +289,7 @@ RIVALS = (
         ),
         "magnitude pruning after training, as in Han et al. 2015, in one step",
         "All kernels compared together; decay is L2, of kernels only.",
+        nested=True,
     ),
     Rival(
         "iterative (Han)", iterative,
@@ -314,6 +302,7 @@ RIVALS = (
         "each fine-tuned for a quarter of a run with the run's own schedule. Thresholds are in "
         "standard deviations of what is left of a layer, with one quality parameter for all "
         "layers. Fine-tuning at a tenth of the learning rate is the paper's for LeNet.",
+        nested=True,
     ),
     Rival(
         "gradual (Zhu-Gupta)", gradual,
@@ -335,15 +324,19 @@ RIVALS = (
         "Rounds keep 79 to 83 %, so that the densities 50, 20, 5, 2 and 1 % are met exactly by "
         "one chain. Default: all kernels together; the paper's LeNet prunes by layer. Momentum is "
         "zero after rewinding, and the order of images is that of the dense run.",
+        nested=True,
     ),
     Rival(
         "matched decay", matched_decay,
         tuple({"nu": nu} for nu in (20.0, 5.0, 10.0, 35.0, 50.0, 100.0, 200.0, 500.0)),
         "control: DessiLBI with Γ = 0 throughout",
         "All kernels compared together; biases do not decay.",
+        nested=True,
     ),
     Rival(
         "random", random, ({},), "control",
-        "Nothing to tune, so that there is one trial; densities by layer are a given ticket's.",
+        "Nothing to tune, so that there is one trial. Densities by layer are those of DessiLBI's "
+        "ticket, whose run is part of the cost; in the trial, Erdős–Rényi-Kernel's.",
+        nested=True,
     ),
 )  # fmt: skip

@@ -1,7 +1,6 @@
 """The optimizers of the papers' Tables 1 and 2, from Optax wherever it has one.
 
-Rates are those of the papers (0.1 for plain SGD, 0.001 for Adam's family) except with momentum on
-LeNet-5, where 0.1 ends at chance: see `benchmarks.classification`. l1 is 1e-3 · ‖W‖₁ and decay the
+Rates are the business of `benchmarks.classification`. l1 is 1e-3 · ‖W‖₁ and decay the
 L2 term 1e-4 / 2 · ‖W‖², both on kernels and added to the loss.
 """
 
@@ -102,7 +101,7 @@ class Optimizer:
     Attributes:
         name: as in the papers.
         make: the optimizer from a schedule and the number of updates.
-        rate: "sgd", "momentum" or "adaptive": whose peak it takes.
+        rate: "sgd", "momentum", "adaptive" or "adagrad": whose peak it takes.
         penalty: added to the loss.
         mnist, cifar10: the accuracy published for LeNet-5 and ResNet-20, in percent.
     """

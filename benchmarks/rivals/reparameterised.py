@@ -174,6 +174,7 @@ RIVALS = (
         " exact size is taken by |w_eff|, weights at zero by |w|. Where fewer are left than asked"
         " for, the others of the mask are zero in the network itself. Biases and normalisation"
         " have no decay.",
+        nested=True,
     ),
     Rival(
         "relaxed mask, l1",
@@ -183,6 +184,7 @@ RIVALS = (
         ),
         _FRACASTORO,
         assumed=f"{_RELAXED}λ and the start of m are a trial's.",
+        nested=True,
     ),
     Rival(
         "relaxed mask, log",
@@ -191,5 +193,6 @@ RIVALS = (
         _FRACASTORO,
         assumed=f"{_RELAXED}The penalty is divided by log(1 + 1/ε), so that it is 1 at m = 1, as l1"
         " is; m starts at 1; λ and ε are a trial's.",
+        nested=True,
     ),
 )

@@ -19,7 +19,8 @@ class Found:
         cost: all that was trained to know it.
         params, stats: a network whose weights outside the mask are zero; None where the method
             only chooses a mask.
-        told: anything else worth a place in the result.
+        told: anything else worth a place in the result. "sparse_runs": the cost in dense runs if
+            weights at zero cost nothing, in proportion to the weights that are there.
     """
 
     mask: Tree
@@ -39,6 +40,8 @@ class Rival:
         trials: the eight settings that are tried on held-out images; the first is the default.
         source: the paper.
         assumed: what the paper leaves open, and how it was read.
+        nested: whether one search gives the tickets of all densities, the costliest of which
+            covers the others.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Rival:
     trials: tuple[dict[str, Any], ...]
     source: str
     assumed: str = ""
+    nested: bool = False
 
 
 def spent(work: Work, before: Cost) -> Cost:

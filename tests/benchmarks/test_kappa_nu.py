@@ -8,6 +8,9 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import kappa_nu
+from benchmarks.harness import work
+from benchmarks.report import figures, tables
+from benchmarks.rivals import papers
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +33,23 @@ def test_a_smoke_run_makes_the_whole_table(smoke):
     for line in lines:
         assert [p["step"] for p in line["points"]] == [16, 32]
         for point in line["points"]:
-            assert 0 <= point["density"] <= 1
+            assert 0 <= point["density_percent"]["mean"] <= 100
             assert 0 <= point["projected"]["mean"] <= 100
             assert len(point["dense"]["values"]) == line["seeds"] == 1
 
 
+def test_its_section_of_the_page(smoke, tmp_path):
+    text = tables.kappa_nu(smoke)
+    for line in smoke["table"]:
+        assert f"| κ = {line['kappa']:g}, ν = {line['nu']:g} |" in text
+        assert f"| {line['points'][-1]['density_percent']['mean']:.2f} |" in text
+    assert figures.kappa_nu(smoke, tmp_path / "picture.svg").stat().st_size > 1000
+
+
 def test_the_density_that_lam_was_chosen_for_is_met_and_falls_with_kappa(smoke):
-    one, two = (line["points"][-1]["density"] for line in smoke["table"][:2])
+    one, two = (line["points"][-1]["density_percent"]["mean"] for line in smoke["table"][:2])
     assert smoke["table"][0]["lam"] == smoke["table"][1]["lam"]
-    assert 0.3 < one < 0.6
+    assert 30 < one < 60
     assert two < one
 
 
@@ -58,4 +69,34 @@ def test_every_budget_has_a_cost_and_covers_the_ranges():
             assert {nu for _, nu in case.pairs} == set(kappa_nu.NUS)
     keys = [case.key for budget in kappa_nu.BUDGETS.values() for case in budget.cases]
     assert len(set(keys)) == len(keys)
-    assert dataclasses.replace(kappa_nu.BUDGETS["gpu"].cases[0], decay=0.0).key not in keys
+    assert dataclasses.replace(kappa_nu.BUDGETS["gpu"].cases[0], published=False).key not in keys
+
+
+def test_density_is_told_in_percent_for_every_seed():
+    case = dataclasses.replace(kappa_nu.BUDGETS["smoke"].cases[1], seeds=2)
+    (kappa, nu), *_ = case.pairs
+    rows = [
+        {"kappa": kappa, "nu": nu,
+         "points": [{"step": 1, "density": d, "dense": 50.0, "projected": 40.0}]}
+        for d in (0.00012, 0.00034)
+    ]  # fmt: skip
+    (line,) = kappa_nu.table(case, 0.1, rows)
+    assert line["points"][0]["density_percent"] == {
+        "mean": 0.023, "std": 0.016, "values": [0.012, 0.034],
+    }  # fmt: skip
+
+
+def test_the_papers_settings_are_those_of_figure_5():
+    told = {(run.setting.network, run.structure): (run.nu, run.lam) for run in papers.FIGURE_5}
+    assert told == {
+        ("vgg16", "filters"): (100.0, 0.1), ("resnet56", "filters"): (100.0, 0.05),
+        ("vgg16", "weights"): (100.0, 0.05), ("resnet50", "weights"): (100.0, 0.03),
+    }  # fmt: skip
+    assert [(case.setting.network, case.lam) for case in kappa_nu.BUDGETS["gpu"].cases] == [
+        ("vgg16", 0.1), ("resnet56", 0.05),
+    ]  # fmt: skip
+    case = kappa_nu.BUDGETS["gpu"].cases[0]
+    rate = work.schedule("steps", 0.1, 10)
+    assert kappa_nu.optimizer(case, rate, 1.0, 100.0, 0.1, 10) is papers.optimizer(
+        rate, 0.9, "filters", 1.0, 100.0, 0.1
+    )

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import structured
+from benchmarks.report import figures, tables
 from benchmarks.rivals import filters
 
 
@@ -25,14 +26,23 @@ def test_smoke(tmp_path, monkeypatch, capsys):
         assert 0 < line["search"]["mean"] < line["training"]["mean"]
         gap = line["accuracy"]["mean"] - line["scratch_B"]["mean"]
         assert line["minus_scratch_B"]["mean"] == pytest.approx(gap, abs=0.002)
-        assert line["minus_scratch_E"]["n"] == 1
+        assert line["minus_scratch_E"]["n"] == line["seeds"] == 1
+    assert told["command"] == "python -m benchmarks structured --budget smoke"
+    assert told["machine"]["backend"] == told["machines"][0]["backend"]
     (row,) = told["figure_5"]
     assert [ticket["epoch"] for ticket in row["tickets"]] == [1, 1, 2]
     assert row["tickets"][-1]["density"] > 0
+    text = tables.structured(told)
+    for name in filters.RIVALS:
+        assert f"| vgg-small | {name} |" in text
+    assert "| tiny, group | 0 | 2 |" in text
+    assert figures.structured(told, tmp_path / "picture.svg").stat().st_size > 1000
     before = (tmp_path / "smoke" / "structured.jsonl").read_text()
     command.main(words)  # all is there
     assert (tmp_path / "smoke" / "structured.jsonl").read_text() == before
-    assert "Scratch" not in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "n = 1 seeds" in shown.out
+    assert "Scratch" not in shown.err
 
 
 def test_the_best_on_held_out_images_is_chosen():
@@ -47,7 +57,3 @@ def test_the_best_on_held_out_images_is_chosen():
 
 def test_budgets_are_named_with_their_cost():
     assert structured.COST.keys() == structured.BUDGETS.keys()
-    assert [(s, nu, lam) for _, _, s, nu, lam in structured.FIGURE_5] == [
-        ("group", 100.0, 0.1), ("group", 100.0, 0.05), ("lasso", 100.0, 0.05),
-        ("lasso", 100.0, 0.03),
-    ]  # fmt: skip

@@ -37,6 +37,24 @@ def test_two_processes_share_a_table(tmp_path, capsys):
     assert [row["value"] for row in rows] == list("abcde")
 
 
+def test_cells_that_use_the_same_runs_are_made_by_one_process(tmp_path):
+    made = []
+    wanted = [
+        cells.Cell(name, cell(name, made).make, group=name[0]) for name in ("a1", "a2", "b1", "b2")
+    ]
+    cells.run(cells.Runs(tmp_path / "rows.jsonl"), wanted, (1, 2))
+    assert made == ["a1", "a2"]
+
+
+def test_when_and_where_rows_were_made():
+    rows = [
+        {"seconds": 1.2, "cpu_seconds": 1.0, "machine": {"cpu": name}} for name in ("x", "y", "x")
+    ]
+    assert cells.made_on(rows) == {
+        "training_seconds": 4, "training_cpu_seconds": 3, "machines": [{"cpu": "x"}, {"cpu": "y"}],
+    }  # fmt: skip
+
+
 def test_a_row_made_by_another_process_meanwhile_is_taken(tmp_path):
     made = []
     file = tmp_path / "rows.jsonl"

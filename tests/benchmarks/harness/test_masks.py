@@ -67,6 +67,18 @@ def test_random_keeps_as_many_in_every_kernel():
     assert np.any(np.asarray(other["fc"]["kernel"]) != np.asarray(kernel))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.013, 0.5, 1.0])
+def test_a_random_mask_of_given_layers_has_its_exact_size(share):
+    params = drawn(6)
+    mask = masks.random(params, masks.erdos_renyi(params, share) if share else [0, 0], share, 1)
+    assert round(masks.density(mask) * 472) == round(share * 472)
+
+
+def test_shares_are_apportioned_by_the_largest_remainders_within_the_room():
+    assert masks.apportioned([1.6, 1.7, 0.7], [5, 5, 5], 4) == [1, 2, 1]
+    assert masks.apportioned([3.9, 0.1], [3, 5], 4) == [3, 1]
+
+
 def test_erdos_renyi_follows_the_sums_of_axes_until_a_kernel_is_full():
     params = drawn(5)
     conv, fc = masks.erdos_renyi(params, 0.1)

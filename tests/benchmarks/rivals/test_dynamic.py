@@ -37,7 +37,7 @@ def case():
     draw = np.random.default_rng(0)
     params = {"b": jnp.ones(5), "w": jnp.asarray(draw.normal(size=(20, 5)), jnp.float32)}
     grads = {"b": jnp.ones(5), "w": jnp.asarray(draw.normal(size=(20, 5)), jnp.float32)}
-    return params, grads, dynamic.random_start(params, 0.4, 0)
+    return params, grads, masks.random(params, masks.erdos_renyi(params, 0.4), 0.4, 0)
 
 
 def test_rigl_drops_the_smallest_weights_and_grows_where_the_gradient_is_largest(case):
@@ -91,7 +91,7 @@ def test_after_the_last_move_the_mask_stays(case):
 
 
 def test_the_first_mask_is_erdos_renyi_of_the_exact_size(work):
-    mask = dynamic.random_start(work.params, 0.1, 3)
+    mask = masks.random(work.params, masks.erdos_renyi(work.params, 0.1), 0.1, 3)
     shares = masks.erdos_renyi(work.params, 0.1)
     np.testing.assert_allclose(masks.by_layer(mask), shares, atol=0.01)
     assert round(masks.density(mask) * masks.size(mask)) == round(0.1 * masks.size(mask))
@@ -102,7 +102,8 @@ def test_a_run_moves_the_mask_and_ends_exact(work, rival, every):
     found = rival.find(work, 0.1, drop=0.5, every=every)
     assert exact(found, 0.1)
     assert found.cost.steps == work.steps()
-    first = dynamic.random_start(work.params, 0.1, work.seed)
+    shares = masks.erdos_renyi(work.params, 0.1)
+    first = masks.random(work.params, shares, 0.1, work.seed)
     assert masks.by_layer(found.mask) == masks.by_layer(first)
     pairs = list(zip(*map(masks.kernels, (found.mask, first, found.params)), strict=True))
     assert any((m != f).any() for m, f, _ in pairs)

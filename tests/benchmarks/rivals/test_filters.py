@@ -1,6 +1,6 @@
 """Rivals that remove filters: the defining property of each, and what all of them share."""
 
-import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -106,31 +106,42 @@ def test_a_cut_network_computes_what_the_masked_one_does():
     assert jax.tree.map(jnp.shape, small.params) == jax.tree.map(jnp.shape, small.work.params)
 
 
-@pytest.mark.parametrize("name", list(filters.RIVALS))
-def test_a_method_ends_at_the_share_with_its_cost_counted(work, name):
-    found = filters.RIVALS[name].find(work, 0.5)
+def test_every_method_has_four_trials_and_the_first_is_its_default():
+    for rival in filters.RIVALS.values():
+        assert len({str(given) for given in rival.trials}) == len(rival.trials) == 4
+        defaults = inspect.signature(rival.find).parameters
+        assert rival.trials[0] == {name: defaults[name].default for name in rival.trials[0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("L1-norm filters", {}),
+        ("L1-norm filters", {"tuning": "run", "rate": 1.0}),
+        ("network slimming", {"strength": 0.05}),
+        ("soft filter pruning", {}),
+        ("DessiLBI", {}),
+        ("DessiLBI", {"way": "end"}),
+    ],
+)
+def test_a_method_ends_at_the_share_with_its_cost_counted(work, name, given):
+    found = filters.RIVALS[name].find(work, 0.5, **given)
     assert found.cut.flops <= 0.5
     assert found.widths == models.widths(
         nnx.merge(found.cut.work.evaluating, found.params, found.stats)
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
-    half = found.cut.flops / 2
-    search, after = {
-        "L1-norm filters": (1, found.cut.flops / 4),
-        "L1-norm filters, long": (1, 2 * half),
-        "network slimming": (1, 2 * half),
-        "soft filter pruning": (1, found.cut.flops * 50 / 64),
-        "DessiLBI, end": (0.5, half),
-        "DessiLBI, init": (0.5, 2 * half),
-    }[name]
-    assert found.search == pytest.approx(search)
-    assert found.training == pytest.approx(search + after)
+    search = 0.5 if name == "DessiLBI" else 1.0
+    after = {"soft filter pruning": 50 / 64, "DessiLBI": 0.5 if given else 1.0,
+             "L1-norm filters": 1.0 if given else 0.25}.get(name, 1.0)  # fmt: skip
+    assert found.search == search
+    assert found.training == pytest.approx(search + after * found.cut.flops, abs=1e-4)
 
 
 def test_l1_cuts_the_smallest_filters_of_the_dense_run(work):
-    whole = filters.dense(work)
+    whole = work.dense()
     found = filters.l1_norm(work, 0.5)
-    kernel = np.asarray(whole.params["conv1"]["kernel"])
+    kernel = np.asarray(whole["params"]["conv1"]["kernel"])
     stay = np.sort(np.argsort(-np.abs(kernel).sum((0, 1, 2)))[: found.widths[0]])
     assert found.cut.plan.keep["conv1/kernel"][3] == tuple(stay)
     np.testing.assert_array_equal(found.cut.params["conv1"]["kernel"], kernel[..., stay])
@@ -155,23 +166,22 @@ def test_network_slimming_keeps_the_largest_scales_of_all_layers(work):
     kept = [np.delete(size[layer][left[layer]], size[layer][left[layer]].argmax())
             for layer in (1, 2)]  # fmt: skip
     assert np.concatenate(gone).max() <= np.concatenate(kept).min()
-    assert np.mean(size[2]) < np.mean(np.abs(filters.dense(work).params["bn2"]["scale"]))
+    assert np.mean(size[2]) < np.mean(np.abs(work.dense()["params"]["bn2"]["scale"]))
 
 
 def test_soft_filter_pruning_zeroes_each_epoch_and_filters_come_back(monkeypatch):
-    epochs = dataclasses.replace(SETTING, epochs=3)
-    work, seen, given = Work(epochs, 0), [], []
+    work, seen, given = Work(SETTING, 0), [], []
     real = filters.softened
 
-    def watched(groups, params, share):
-        out, kept = real(groups, params, share)
+    def watched(groups, params, *rest):
+        out, kept = real(groups, params, *rest)
         given.append(np.asarray(params["conv2"]["kernel"]))
         seen.append(np.asarray(out["conv2"]["kernel"]))
         return out, kept
 
     monkeypatch.setattr(filters, "softened", watched)
     found = filters.soft_filter_pruning(work, 0.5)
-    assert len(seen) == 3
+    assert len(seen) == 2
     for k, zeroed in enumerate(seen):
         gone = ~zeroed.any((0, 1, 2))
         smallest = np.argsort((given[k] ** 2).sum((0, 1, 2)))[: gone.sum()]
@@ -181,6 +191,8 @@ def test_soft_filter_pruning_zeroes_each_epoch_and_filters_come_back(monkeypatch
             assert given[k][..., ~seen[k - 1].any((0, 1, 2))].any((0, 1, 2)).all()
     last = np.flatnonzero(seen[-1].any((0, 1, 2)))
     assert found.cut.plan.keep["conv2/kernel"][3] == tuple(last)
+    filters.soft_filter_pruning(work, 0.5, interval=2, among="network")
+    assert len(seen) == 3
 
 
 def test_softening_zeroes_kernels_and_nothing_else():
@@ -234,6 +246,7 @@ def test_controls_are_fresh_and_have_the_epochs_of_liu_et_al(work):
     assert not np.array_equal(fresh.params["conv1"]["kernel"], found.cut.params["conv1"]["kernel"])
     longer, _ = filters.scratch(work, found, "B")
     assert longer.setting.epochs == round(2 / found.cut.flops) > 2
-    one = filters.dense_run(work)
-    assert longer.cost.flops == pytest.approx(one, rel=0.5 * found.cut.flops / 2)
-    assert fresh.cost.flops == pytest.approx(found.cut.flops * one)
+    assert work.in_runs(longer.cost) == pytest.approx(1, rel=0.5 * found.cut.flops / 2)
+    assert work.in_runs(fresh.cost) == pytest.approx(found.cut.flops, abs=1e-4)
+    assert fresh.seed == longer.seed == found.cut.work.seed  # the same order of images
+    assert filters.scratch(work, found, "E")[1]["params"].keys() == fresh.params.keys()
