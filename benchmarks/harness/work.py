@@ -144,6 +144,25 @@ def schedule(kind: str, peak: float, steps: int) -> optax.Schedule:
     )
 
 
+class Kind(NamedTuple):
+    """What a network's channel groups depend on."""
+
+    network: str
+    widths: tuple[int, ...] | None
+    shape: tuple[int, ...]
+    classes: int
+
+
+@functools.cache
+def channel_groups(kind: Kind) -> dl.ChannelGroups:
+    """The groups of a network, and the floating-point operations of one image."""
+    model = models.build(
+        kind.network, input_shape=kind.shape, widths=kind.widths, classes=kind.classes
+    )
+    model.eval()
+    return dl.channel_groups(model, jnp.zeros((1, *kind.shape)))
+
+
 @functools.lru_cache(8)
 def training_step(
     graph: Any, tx: optax.GradientTransformation, view: Any, penalty: Any, augment: bool
@@ -207,9 +226,10 @@ class Work:
         self.setting, self.seed, self.data_dir, self.folder = setting, seed, data_dir, folder
         self.arrays = arrays(setting.dataset, data_dir, setting.images, setting.held_out)
         self.shape = self.arrays["test_x"].shape[1:]
+        self.classes = int(self.arrays["test_y"].max()) + 1
         model = models.build(
             setting.network, input_shape=self.shape, seed=seed, widths=setting.widths,
-            dtype=setting.dtype, classes=int(self.arrays["test_y"].max()) + 1,
+            dtype=setting.dtype, classes=self.classes,
         )  # fmt: skip
         model.train()
         self.graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
@@ -219,11 +239,20 @@ class Work:
         self.batch = min(setting.batch, len(self.arrays["train_y"]) // 2)
         self.cost = Cost()
 
-    @functools.cached_property
+    @property
+    def kind(self) -> Kind:
+        """What it has in common with other seeds."""
+        return Kind(self.setting.network, self.setting.widths, self.shape, self.classes)
+
+    @property
+    def groups(self) -> dl.ChannelGroups:
+        """What can be removed of the network."""
+        return channel_groups(self.kind)
+
+    @property
     def forward_flops(self) -> int:
         """Floating-point operations of one image's forward pass: convolutions and products."""
-        model = nnx.merge(self.evaluating, self.params, self.stats)
-        return dl.channel_groups(model, self.arrays["test_x"][:1]).flops()
+        return self.groups.flops()
 
     def steps(self, epochs: float | None = None) -> int:
         """Updates in so many epochs, or in the whole run."""

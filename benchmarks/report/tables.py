@@ -82,8 +82,8 @@ def structured(result: Result) -> str:
         f"{config['seeds']} seeds. The networks are cut out physically; latency is that of a "
         f"forward pass of {config['latency']['batch']} images over the dense network's, in turn in "
         "one process. Scratch-E: the same widths, freshly initialised, for the same epochs; "
-        "Scratch-B: for the training FLOPs of the dense run. The last four columns are training, in "
-        "dense runs: until the cut, in all, and that of the controls.",
+        "Scratch-B: for the training FLOPs of the dense run. The last four columns are training "
+        "in dense runs: until the cut, in all, and that of the controls.",
     ]
     rows = []
     for line in result["table"]:
@@ -115,7 +115,7 @@ def structured(result: Result) -> str:
         if found["mean"] < 0 and p < SIGNIFICANT
     ]
     parts.append(
-        f"Behind a control (p < {SIGNIFICANT:g}, corrected as Holm does): {listed(lost)}."
+        f"Behind a control (p < {SIGNIFICANT:g} after Holm): {listed(lost)}."
         if lost
         else f"No method is behind a control with p below {SIGNIFICANT:g}; with n = "
         f"{config['seeds']} only large differences would show."

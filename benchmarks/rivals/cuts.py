@@ -1,11 +1,9 @@
 """Groups of filters, orders of them, and what is left when the last ones are cut out."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -35,30 +33,6 @@ class Cut(NamedTuple):
     flops: float
     numbers: float
     difference: float
-
-
-class Kind(NamedTuple):
-    """What a network's groups depend on."""
-
-    network: str
-    widths: tuple[int, ...] | None
-    shape: tuple[int, ...]
-    classes: int
-
-
-def kind(work: Work) -> Kind:
-    classes = int(work.arrays["test_y"].max()) + 1
-    return Kind(work.setting.network, work.setting.widths, work.shape, classes)
-
-
-@functools.lru_cache(16)
-def channel_groups(kind: Kind) -> dl.ChannelGroups:
-    """The groups of a network, and the FLOPs of one image."""
-    model = models.build(
-        kind.network, input_shape=kind.shape, widths=kind.widths, classes=kind.classes
-    )
-    model.eval()
-    return dl.channel_groups(model, jnp.zeros((1, *kind.shape)))
 
 
 def norms(groups: dl.ChannelGroups, params: Tree, power: int) -> np.ndarray:

@@ -17,18 +17,15 @@ import numpy as np
 import optax
 
 import dessilbi_jax as dl
-from benchmarks.harness.work import Cost, Trained, Work
+from benchmarks.harness.work import Cost, Kind, Trained, Work, channel_groups
 from benchmarks.rivals import stored
 from benchmarks.rivals.cuts import (
     Cut,
-    Kind,
     as_masks,
     beginning,
-    channel_groups,
     cut,
     everywhere,
     in_each,
-    kind,
     norms,
     scales,
 )
@@ -113,7 +110,7 @@ def l1_norm(work: Work, share: float, tuning: str = "paper", rate: float = 0.01)
     """
     before = work.cost
     whole = work.dense()
-    groups = channel_groups(kind(work))
+    groups = work.groups
     kept = beginning(groups, in_each(groups, norms(groups, whole["params"], 1)), share)
     small = cut(work, whole["params"], whole["stats"], as_masks(groups, kept))
     slim, peak = small.work, rate * work.setting.rate
@@ -148,7 +145,7 @@ def network_slimming(work: Work, share: float, strength: float = 1e-4) -> Slimme
         f"network slimming strength={strength}",
         lambda: _pair(work.train(work.sgd(), penalty=l1_of_scales(strength))),
     )
-    groups = channel_groups(kind(work))
+    groups = work.groups
     kept = beginning(groups, everywhere(groups, scales(groups, made["params"])), share)
     small = cut(work, made["params"], made["stats"], as_masks(groups, kept))
     trained = small.work.train(small.work.sgd(), small.params, small.stats)
@@ -181,7 +178,7 @@ def soft_filter_pruning(
         among: what the filters are compared in: each "layer", or the whole "network".
     """
     before = work.cost
-    groups = channel_groups(kind(work))
+    groups = work.groups
     order = {"layer": in_each, "network": everywhere}[among]
 
     def run() -> dict[str, Tree]:
@@ -227,10 +224,10 @@ def dessilbi(
     """
     before = work.cost
     half = work.steps() // 2
-    groups = channel_groups(kind(work))
+    groups = work.groups
 
     def run() -> dict[str, Any]:
-        tx = _splitting(kind(work), work.rate(), work.setting.momentum, half, nu, group_density)
+        tx = _splitting(work.kind, work.rate(), work.setting.momentum, half, nu, group_density)
         path = dl.SolutionPath()
         now = work.train(
             tx, steps=half, watch=lambda step, params, stats, state: path.record(step, state)

@@ -80,19 +80,19 @@ def test_every_rival_has_a_source_and_its_eight_trials():
         assert all(rival.trials.count(trial) == 1 for trial in rival.trials), rival.name
 
 
-def test_settings_are_chosen_by_the_better_of_both_accuracies(run, monkeypatch):
+def test_settings_are_chosen_by_the_better_of_both_accuracies(run, tmp_path, monkeypatch):
     folder = run("tuning", "--methods", "SNIP", "matched decay")
     assert not (folder / "tuning.json").exists()  # a part is no result
     rows = [json.loads(line) for line in (folder / "tuning.jsonl").read_text().splitlines()]
     assert len(rows) == 16
     for row in rows:
         assert row["score"] == max(row["retrained"], row["own"] or 0)
-    monkeypatch.setattr(results, "RESULTS", folder)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     with pytest.raises(LookupError, match="no setting was chosen for 'SNIP' yet"):
         tuning.chosen("SNIP")
     snip = methods.named("SNIP")
     best = max(rows[:8], key=lambda row: row["score"])
-    results.write_json(folder / "tuning.json", {"table": [tuning.choice(snip, rows[:8])]})
+    results.write_json(tmp_path / "tuning.json", {"table": [tuning.choice(snip, rows[:8])]})
     assert tuning.chosen("SNIP") == best["setting"]
 
 

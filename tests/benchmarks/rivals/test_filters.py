@@ -29,7 +29,7 @@ def network(work, params, stats):
 
 
 def test_orders_and_beginnings_of_groups():
-    groups = cuts.channel_groups(cuts.kind(Work(RESIDUAL, 0)))
+    groups = Work(RESIDUAL, 0).groups
     scores = np.random.default_rng(0).random(groups.count)
     order = cuts.in_each(groups, scores)
     assert sorted(order) == list(range(groups.count))
@@ -57,7 +57,7 @@ def test_orders_and_beginnings_of_groups():
 
 def test_scores_of_groups_are_those_of_plain_numpy():
     work = Work(SETTING, 0)
-    groups = cuts.channel_groups(cuts.kind(work))
+    groups = work.groups
     params = jax.tree.map(
         lambda p: jnp.asarray(np.random.default_rng(p.size).normal(size=p.shape)), work.params
     )
@@ -77,7 +77,7 @@ def test_scores_of_groups_are_those_of_plain_numpy():
 
 def test_scores_of_the_residual_stream_take_all_that_make_it():
     work = Work(RESIDUAL, 0)
-    groups = cuts.channel_groups(cuts.kind(work))
+    groups = work.groups
     block = work.params["stage2_block1"]
     numbers = groups.numbers["stage2_block1/conv2/kernel", 3]
     expected = sum(
@@ -88,7 +88,7 @@ def test_scores_of_the_residual_stream_take_all_that_make_it():
 
 def test_a_cut_network_computes_what_the_masked_one_does():
     work = Work(RESIDUAL, 0)
-    groups = cuts.channel_groups(cuts.kind(work))
+    groups = work.groups
     kept = cuts.beginning(groups, cuts.in_each(groups, cuts.norms(groups, work.params, 1)), 0.5)
     masks = cuts.as_masks(groups, kept)
     small = cuts.cut(work, work.params, work.stats, masks)
@@ -197,7 +197,7 @@ def test_soft_filter_pruning_zeroes_each_epoch_and_filters_come_back(monkeypatch
 
 def test_softening_zeroes_kernels_and_nothing_else():
     work = Work(SETTING, 0)
-    groups = cuts.channel_groups(cuts.kind(work))
+    groups = work.groups
     out, _ = filters.softened(groups, work.params, 0.5)
     for layer in ("bn1", "bn2"):
         jax.tree.map(np.testing.assert_array_equal, out[layer], work.params[layer])
