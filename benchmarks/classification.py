@@ -29,7 +29,7 @@ from dessilbi_jax.train.allocator import keep_memory
 COST = {
     "smoke": "a minute",
     "cpu": "2 hours on one core",
-    "gpu": "not measured",
+    "gpu": "about 9e16 FLOPs of training; not measured",
 }
 CHOOSING_SEED = 100
 
@@ -138,6 +138,8 @@ def main() -> None:
         for extra in ("projected", "density"):
             if extra in own[0]:
                 line[extra] = results.spread([row[extra] for row in own])
+        if "layers" in own[-1]:
+            line["layers"] = own[-1]["layers"]
         if optimizer.is_dessilbi:
             base = "SGD naive" if optimizer.rate == "sgd" else "SGD Mom"
             base += "-Wd" if "Wd" in optimizer.name else ""
