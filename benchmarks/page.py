@@ -57,7 +57,6 @@ SECTIONS = (
     _section("2. κ and ν: MNIST", "kappa_nu", "kappa_nu", "kappa_nu"),
     _section("2. κ and ν: VGG-16 and ResNet-56, CIFAR-10", "kappa_nu --budget gpu",
              "kappa_nu_gpu", "kappa_nu"),
-    _section("3. Tuning", "tuning", "tuning", "tuning", picture=False),
     _section("3. Winning tickets: LeNet-300-100, MNIST", "tickets", "tickets", "tickets"),
     _section("3. Winning tickets: LeNet-5, MNIST", "tickets --budget lenet5", "tickets_lenet5",
              "tickets"),
@@ -76,6 +75,8 @@ SECTIONS = (
              "computational_cost", picture=False),
     _section("6. Computational cost: accelerator", "computational_cost --budget gpu",
              "computational_cost_gpu", "computational_cost", picture=False),
+    _section("How the ways to sparse weights were tuned", "tuning", "tuning", "tuning",
+             picture=False),
 )  # fmt: skip
 
 TOP = """\

@@ -9,7 +9,11 @@ SIGNIFICANT = 0.05
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table; the first column is text."""
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(content: Any) -> str:
+    return str(content).replace("|", r"\|")
 
 
 def mean(value: dict[str, Any] | None, digits: int = 2) -> str:

@@ -31,7 +31,7 @@ def tuning(result: Result) -> str:
     setting = config["setting"]
     rows = [
         (line["method"], f"`{json.dumps(line['chosen'])}`", f"{line['score']:.2f}",
-         f"{min(_score(t) for t in line['trials']):.2f}", line["source"], line["assumed"])
+         f"{min(_score(t) for t in line['trials']):.2f}")
         for line in result["table"]
     ]  # fmt: skip
     text = (
@@ -42,8 +42,13 @@ def tuning(result: Result) -> str:
         "the method's own network decides. The chosen settings are used at all densities, on all "
         "networks; methods that are not told a density (STR, relaxed masks) may suit others less."
     )
-    heads = ("", "chosen", "best", "worst", "source", "assumed")
-    return f"{text}\n\n{table(heads, rows)}"
+    told = [
+        f"- **{line['method']}**: {line['source'].rstrip('.')}. {line['assumed']}".rstrip()
+        for line in result["table"]
+    ]
+    assumed = "Where each comes from, and what was assumed where the source leaves it open:"
+    heads = ("", "chosen", "best, %", "worst, %")
+    return "\n\n".join([text, table(heads, rows), assumed, "\n".join(told)])
 
 
 def _score(trial: Result) -> float:
