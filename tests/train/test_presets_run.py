@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import made_images
 import numpy as np
 import pytest
@@ -24,13 +23,7 @@ SMALL = {
 EPOCHS, STEPS = 2, 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste():
-    """Of a few steps of small networks; optimising the programs would take longer than those."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 @pytest.fixture(scope="module")
