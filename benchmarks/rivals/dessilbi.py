@@ -108,13 +108,16 @@ def twice(
 ) -> Found:
     """A second run with ν and `opened` multiplied by `again`, restricted to a ticket of the first.
 
-    That ticket is `WIDER` times the density.
+    That ticket is `WIDER` times the density, of which Γ is to hold nine tenths at most: all of it
+    would be open at λ = 0, which orders nothing.
     """
-    first = once(work, min(1.0, WIDER * density), nu, opened)
+    wide = min(1.0, WIDER * density)
+    first = once(work, wide, nu, opened)
+    reached = min(again * opened, 0.9 * wide)
     before = work.cost
     made = work.kept(
-        f"dessilbi again nu={nu:g} opened={opened:g} again={again:g} density={density:g}",
-        lambda: run(work, again * nu, again * opened, first.mask),
+        f"dessilbi nu={again * nu:g} opened={reached:g} within {wide:g} of nu={nu:g} {opened:g}",
+        lambda: run(work, again * nu, reached, first.mask),
     )
     mask = _mask(made["paths"]["1"], work, density, "strength")
     cost = first.cost + spent(work, before)
