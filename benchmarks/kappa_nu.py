@@ -118,9 +118,9 @@ def optimizer(
     """DessiLBI with λ as it is, or found for the case's density."""
     if case.published and lam is not None:
         return papers.optimizer(rate, case.setting.momentum, case.structure, kappa, nu, lam)
-    chosen = {"lam": lam}
+    chosen: dict[str, Any] = {"lam": lam}
     if lam is None:
-        chosen = {"lam": "auto", "density": case.density, "steps": steps}  # type: ignore[dict-item]
+        chosen = {"lam": "auto", "density": case.density, "steps": steps}
     return dl.dessilbi(
         rate, kappa, nu, structure=getattr(dl, case.structure), momentum=case.setting.momentum,
         **chosen,

@@ -121,7 +121,8 @@ def arrays(
     train = full
     if held_out:
         held_out = min(held_out, len(full.train_labels) // 4)  # a smoke run has few
-        train, *parts["held_out"] = full.holdout(held_out, seed=0)  # type: ignore[assignment]
+        train, x, y = full.holdout(held_out, seed=0)
+        parts["held_out"] = (x, y)
     parts["train"] = (train.train_images[:rows], train.train_labels[:rows])
     out = {}
     for name, (x, y) in parts.items():
@@ -307,7 +308,7 @@ class Work:
         step = training_step(self.graph, tx, view, penalty, self.setting.augment)
         # Copies: a step donates what it is given.
         state = jax.jit(tx.init)(params) if state is None else jax.tree.map(jnp.copy, state)
-        epoch, order = -1, None
+        epoch, order = -1, jnp.zeros((0, self.batch), jnp.int32)
         key = jax.random.key(self.seed)
         for i in range(first, last):
             if i // each != epoch:
@@ -316,7 +317,7 @@ class Work:
                     data.epoch_order(seed=self.seed, epoch=epoch, n=len(y), batch=self.batch)
                 )
             drawn = jax.random.fold_in(key, i) if self.setting.augment else key
-            rows = order[i % each]  # type: ignore[index]
+            rows = order[i % each]
             params, stats, state = step(params, stats, state, x, y, rows, drawn)
             if watch is not None and ((i + 1) % every == 0 or i + 1 == last):
                 watch(i + 1, params, stats, state)
