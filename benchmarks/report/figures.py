@@ -1,30 +1,31 @@
 """Pictures of the page, as SVG files: the same bytes from the same data."""
 
+import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from dessilbi_jax.report import style
 
 Result = dict[str, Any]
 
 
-def _pyplot() -> Any:
-    import matplotlib
+def _picture(draw: Callable[[Result], Figure]) -> Callable[[Result, Path], Path]:
+    """Writes what `draw` makes of a result to a file, in the style of the reports, on white."""
 
-    matplotlib.use("svg")
-    matplotlib.rcParams.update(
-        {"svg.hashsalt": "dessilbi_jax", "font.size": 9, "axes.spines.top": False,
-         "axes.spines.right": False, "legend.frameon": False, "figure.constrained_layout.use": True}
-    )  # fmt: skip
-    from matplotlib import pyplot
+    @functools.wraps(draw)
+    def write(result: Result, file: Path) -> Path:
+        with style.context():
+            svg = style.svg(draw(result), background="white")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(svg)
+        return file
 
-    return pyplot
-
-
-def _save(figure: Any, file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None, "Creator": None})
-    _pyplot().close(figure)
-    return file
+    return write
 
 
 SHOWN = (
@@ -33,10 +34,11 @@ SHOWN = (
 )  # fmt: skip
 
 
-def tickets(result: Result, file: Path) -> Path:
+@_picture
+def tickets(result: Result) -> Figure:
     """Accuracy after retraining against density; DessiLBI's whole curve is one run."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(6.4, 4))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
     dense = result["dense"]["mean"]
     axes.axhline(dense, color="0.6", lw=1, ls="--")
     axes.annotate("dense", (0.5, dense), va="bottom", ha="right", color="0.4")
@@ -62,13 +64,14 @@ def tickets(result: Result, file: Path) -> Path:
     axes.set_xlabel("weights kept, %")
     axes.set_ylabel("test accuracy after retraining, %")
     axes.legend(fontsize=8)
-    return _save(figure, file)
+    return figure
 
 
-def ticket_cost(result: Result, file: Path) -> Path:
+@_picture
+def ticket_cost(result: Result) -> Figure:
     """Accuracy of 5 % tickets against the cost of their search."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(6.4, 4))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
     dense, bound = result["dense"]["mean"], result["config"]["bound"]
     axes.axhspan(dense - bound, dense + bound, color="0.92")
     for line in result["table"]:
@@ -82,13 +85,14 @@ def ticket_cost(result: Result, file: Path) -> Path:
     axes.set_xlabel("training before the final retraining, dense runs")
     axes.set_ylabel("test accuracy after retraining, %")
     axes.set_title("tickets of 5 %; grey: within the bound of the dense network", fontsize=9)
-    return _save(figure, file)
+    return figure
 
 
-def classification(result: Result, file: Path) -> Path:
+@_picture
+def classification(result: Result) -> Figure:
     """Measured against published accuracy."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
     lines = result["table"]
     places = range(len(lines))
     axes.errorbar(
@@ -103,16 +107,15 @@ def classification(result: Result, file: Path) -> Path:
     axes.invert_yaxis()
     axes.set_xlabel("test accuracy, %")
     axes.legend()
-    return _save(figure, file)
+    return figure
 
 
-def kappa_nu(result: Result, file: Path) -> Path:
+@_picture
+def kappa_nu(result: Result) -> Figure:
     """Density of Γ along training, by κ and by ν, for each network."""
-    pyplot = _pyplot()
     cases = result["config"]["cases"]
-    figure, all_axes = pyplot.subplots(
-        len(cases), 2, figsize=(6.8, 2.9 * len(cases)), squeeze=False
-    )
+    figure = Figure(figsize=(6.8, 2.9 * len(cases)), layout="constrained")
+    all_axes = figure.subplots(len(cases), 2, squeeze=False)
     for case, (left, right) in zip(cases, all_axes, strict=True):
         network = case["setting"]["network"]
         lines = [line for line in result["table"] if line["network"] == network]
@@ -121,7 +124,7 @@ def kappa_nu(result: Result, file: Path) -> Path:
             (left, [line for line in lines if line["nu"] == middle], "kappa"),
             (right, [line for line in lines if line["kappa"] == 1], "nu"),
         ):
-            colours = pyplot.get_cmap("viridis")
+            colours = matplotlib.colormaps["viridis"]
             for i, line in enumerate(sorted(shown, key=lambda line: line[name])):
                 axes.plot(
                     [p["step"] for p in line["points"]],
@@ -134,17 +137,16 @@ def kappa_nu(result: Result, file: Path) -> Path:
             fixed = f"ν = {middle:g}" if name == "kappa" else "κ = 1"
             axes.set_title(f"{network}, {fixed}", fontsize=9)
             axes.legend(fontsize=6.5)
-    return _save(figure, file)
+    return figure
 
 
-def structured(result: Result, file: Path) -> Path:
+@_picture
+def structured(result: Result) -> Figure:
     """Accuracy against measured latency and against FLOPs after the cut."""
-    pyplot = _pyplot()
     networks = list(dict.fromkeys(line["network"] for line in result["table"]))
     kinds = {"latency": "latency", "flops_share": "FLOPs"}
-    figure, all_axes = pyplot.subplots(
-        2, len(networks), figsize=(3.6 * len(networks), 6.4), squeeze=False
-    )
+    figure = Figure(figsize=(3.6 * len(networks), 6.4), layout="constrained")
+    all_axes = figure.subplots(2, len(networks), squeeze=False)
     for (key, network), axes in zip(
         itertools.product(kinds, networks), all_axes.ravel(), strict=True
     ):
@@ -162,4 +164,4 @@ def structured(result: Result, file: Path) -> Path:
         axes.set_title(network, fontsize=9)
         axes.set_xlabel(f"{kinds[key]} over the dense network's")
         axes.set_ylabel("test accuracy, %")
-    return _save(figure, file)
+    return figure

@@ -153,19 +153,33 @@ def entry_colours() -> Colormap:
     return ListedColormap([viridis(0.87 * i / 255) for i in range(256)], name="entry")
 
 
+def svg(figure: Figure, background: str = "none") -> bytes:
+    """Returns a matplotlib figure as an SVG document, the same bytes on every call.
+
+    Args:
+        figure: the figure; its layout is settled by this.
+        background: colour of the paper; `none` lets the page's own show through.
+
+    >>> svg(Figure(figsize=(1, 1)))[:5]
+    b'<?xml'
+    """
+    file = io.BytesIO()
+    plain: Any = {"Date": None, "Creator": None}
+    with context(), warnings.catch_warnings():
+        # A name in a script the font lacks shows as boxes; the page's text has it in full.
+        warnings.filterwarnings("ignore", message="Glyph")
+        _settle(figure)
+        figure.savefig(file, format="svg", facecolor=background, metadata=plain)
+    return file.getvalue()
+
+
 def data_uri(figure: Figure) -> str:
     """Returns a matplotlib figure as an SVG in a `data:` address, the same bytes on every call.
 
     >>> data_uri(Figure(figsize=(1, 1)))[:26]
     'data:image/svg+xml;base64,'
     """
-    file = io.BytesIO()
-    with context(), warnings.catch_warnings():
-        # A name in a script the font lacks shows as boxes; the page's text has it in full.
-        warnings.filterwarnings("ignore", message="Glyph")
-        _settle(figure)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + b64encode(file.getvalue()).decode("ascii")
+    return "data:image/svg+xml;base64," + b64encode(svg(figure)).decode("ascii")
 
 
 def _settle(figure: Figure) -> None:
