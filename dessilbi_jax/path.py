@@ -213,8 +213,9 @@ class SolutionPath:
             TypeError: unless exactly one size is given; `count` where it is missing or has no
                 use.
             ValueError: nothing recorded or ranked yet; a step that was not recorded or had nothing
-                selected; a size out of range or too small for `minimum`, with the nearest that
-                can be kept; a share or pattern that does not fit.
+                selected; `rank="strength"` where λ was 0 at the last record; a size out of range
+                or too small for `minimum`, with the nearest that can be kept; a share or pattern
+                that does not fit.
 
         Example:
             >>> import jax.numpy as jnp
@@ -313,6 +314,11 @@ class SolutionPath:
             return gather(self._entry, self._rank, each, self._ties)
         if set(self._last) != set(self.groups):
             raise ValueError("this path was written by a version that kept no strengths")
+        if any(np.isposinf(beyond).any() for beyond in self._last.values()):
+            raise ValueError(
+                f"rank='strength' orders nothing at step {self._steps[-1]}: λ was 0, so ‖V_g‖/λ is "
+                "infinite; take rank='entry', or run with a λ above 0"
+            )
         alike = {p: np.zeros_like(entry) for p, entry in self._entry.items()}
         return gather(alike, self._last, each, self._ties)
 

@@ -507,6 +507,16 @@ def test_by_strength_the_order_is_that_of_v_at_the_last_record(tmp_path):
         path.ticket(at=3, rank="strength")
 
 
+def test_with_lambda_zero_strength_orders_nothing_and_entry_does():
+    params = {"kernel": jnp.array([[3.0, 0.0, 2.0, 1.0]])}
+    tx = dl.dessilbi(0.1, nu=1.0, lam=lambda count: 0.0 * count)
+    path = dl.SolutionPath()
+    path.record(1, tx.update(params, tx.init(params), params)[1])
+    with pytest.raises(ValueError, match="orders nothing at step 1: λ was 0"):
+        path.ticket(weights=1, rank="strength")
+    assert path.ticket(weights=3).masks["kernel"].tolist() == [[True, False, True, True]]
+
+
 def test_before_the_first_estimate_of_lambda_there_is_no_order_to_take_a_ticket_by():
     params = {"kernel": jnp.ones((2, 4))}
     tx = dl.dessilbi(0.1, nu=5.0, lam="auto", density=0.5, steps=100)
