@@ -24,7 +24,7 @@ def classification(result: Result) -> str:
     words = [
         f"{setting['network']} on {setting['dataset']}, {setting['epochs']} epochs (the papers: "
         f"100), the rate divided by 10 after 30, 60 and 90 % of them, batch {setting['batch']}, "
-        f"{len(config['seeds'])} seeds; test accuracy in percent.",
+        f"{len(config['seeds'])} seed{'s' * (len(config['seeds']) > 1)}; test accuracy in percent.",
         f"{len(lines) - len(far)} of {len(lines)} are within {NEAR:g} points of the figure.",
     ]
     if far:
