@@ -47,11 +47,10 @@ def cost(source: dict[str, Any]) -> dict[str, Any]:
         flops = line["search_flops"]
         row["lottery_over_this"] = round(lottery / flops, 2) if flops else None
         table.append(row)
-    smallest: dict[str, float] = {}
-    for line in source["table"]:
+    smallest: dict[str, dict[str, float]] = {}
+    for line in sorted(source["table"], key=lambda line: line["density"], reverse=True):
         if results.above(line["minus_dense"]["values"], -BOUND) == "yes":
-            name = line["method"]
-            smallest[name] = min(smallest.get(name, 1.0), line["density"])
+            smallest[line["method"]] = {name: line[name] for name in ("density", "search_runs")}
     order = ("yes", "undecided", "no")
     return {
         **{name: source[name] for name in source if name.startswith("dense")},

@@ -171,14 +171,16 @@ def ticket_cost(result: Result) -> str:
              f"{line['search_runs']:.3g}", f"{line['search_flops']:.3g}",
              "" if free is None else f"{free:.3g}",
              mean(line["search_seconds"], 0), mean(line["search_cpu_seconds"], 0),
-             "–" if factor is None else f"{factor:g} ×", line["own_reached"] or "–")
+             "–" if factor is None else f"{factor:.4g} ×", line["own_reached"] or "–")
         )  # fmt: skip
     heads = (
         "", f"within {bound:g}", "minus dense", "dense runs", "FLOPs", "runs if zeros were free",
         "s", "CPU s", "IMP over this", "own network within it",
     )  # fmt: skip
     smallest = result["smallest_reached"]
-    tried = sorted(smallest.items(), key=lambda item: (item[1], item[0]))
+    tried = sorted(
+        (found["density"], found["search_runs"], method) for method, found in smallest.items()
+    )
     words = [
         f"Tickets of 5 %: is the accuracy after retraining within {bound:g} points of the dense "
         f"network's ({mean(result['dense'])}), and what was trained to find it (without that "
@@ -190,10 +192,13 @@ def ticket_cost(result: Result) -> str:
     ]
     ours = next(line for line in result["table"] if line["method"] == OURS)
     words.append(
-        f"{OURS} searches for {ours['search_runs']:g} dense runs, iterative magnitude pruning with "
-        f"rewinding for {ours['lottery_over_this']:g} times that."
+        f"{OURS}'s search costs {ours['search_runs']:g} × a dense run, that of iterative magnitude "
+        f"pruning with rewinding {ours['lottery_over_this']:g} times as much."
     )
     if tried:
-        told = [f"{method} {percent(density)}" for method, density in tried]
-        words.append(f"Smallest density within the bound, of those tried: {listed(told)}.")
+        told = [f"{method} {percent(density)} ({runs:.3g})" for density, runs, method in tried]
+        words.append(
+            "Smallest density within the bound, of those tried, and in how many dense runs: "
+            f"{listed(told)}."
+        )
     return f"{' '.join(words)}\n\n{table(heads, rows)}"
