@@ -13,9 +13,11 @@ resnet18-imagenet` and `resnet50-imagenet` on a pod, see the project's README.
 The coupling of DessiLBI stands behind the momentum ("toolbox") or before it ("paper"); without
 momentum both are the same. ν = 100, κ = 1, λ automatic for 10 % of the weights by filters. Rates
 were chosen among three on held-out images after one epoch (`--choose`), for the first optimizer
-that uses each, of two that tie the larger; with momentum the papers' 0.1 ends LeNet-5 at chance.
-Nesterov has the decay of the row above it, which its published accuracy suggests. Adagrad is
-Optax's, whose sums of squares start at 0.1.
+that uses each; of two that are within an image of each other, the larger. Nesterov has the decay of
+the row above it, which its published accuracy suggests. Adagrad is Optax's, whose sums of squares
+start at 0.1, and so is AMSGrad, which takes the maximum of second moments corrected for their bias,
+so that the first batch's count fully. "DessiLBI-Mom-Wd, paper" has the placement of the papers and
+the decay of all rows here, as L2 in the loss.
 """
 
 import dataclasses

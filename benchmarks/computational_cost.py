@@ -7,8 +7,9 @@ Table 6 of the ICLR text: mean time of a batch and memory of SGD, SplitLBI and A
 batch 64. Whole training steps (forward pass, gradient, update), compiled, parameters and state
 donated; the optimizers take turns in one process, so that the ratios hold when the machine's speed
 drifts, and medians are compared. Memory is the peak of the compiled step, as the compiler plans it.
-The images are random: nothing is learnt. `cpu`: float32 on what is there; `gpu`: float32 and
-bfloat16, on an accelerator. All with momentum 0.9, DessiLBI with filters, λ fixed.
+Every step sees the same batch, digits enlarged to the network's size. `cpu`: float32 on what is
+there; `gpu`: float32 and bfloat16, on an accelerator. All with momentum 0.9, DessiLBI with filters,
+λ fixed.
 """
 
 import statistics

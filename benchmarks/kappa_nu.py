@@ -30,6 +30,7 @@ from benchmarks.harness import cells, masks, options, results
 from benchmarks.harness.cells import Cell, Runs
 from benchmarks.harness.work import Setting, Work
 from benchmarks.rivals import papers
+from dessilbi_jax.train.allocator import keep_memory
 
 COST = {
     "smoke": "seconds",
@@ -198,6 +199,7 @@ def main() -> None:
     """Makes the table."""
     args = options.parsed(options.parser(__doc__, tuple(BUDGETS)))
     started = time.time()
+    keep_memory()
     budget = BUDGETS[args.budget]
     runs = Runs(options.place(args, budget.name))
     lams: list[float] = []
@@ -233,9 +235,9 @@ def main() -> None:
         "config": {
             "cases": [dataclasses.asdict(case) | {"chosen": c}
                       for case, c in zip(budget.cases, chosen, strict=True)],
+            **cells.made_on(rows),
         },
         "table": lines,
-        **cells.made_on(rows),
     }  # fmt: skip
     print(results.write(budget.name, result, started, options.folder(args)))
 

@@ -135,6 +135,7 @@ def run(runs: Runs, cells: Iterable[Cell], share: tuple[int, int] = (1, 1)) -> l
     there = [cell for cell in mine if cell.key in runs.rows]
     bar = Bar(sum(c.weight for c in mine), sum(c.weight for c in there))
     for cell in mine:
+        runs.read()  # of another process, in the meantime
         if cell.key not in runs.rows:
             bar.show(cell.key)
             runs.get(cell.key, cell.make)

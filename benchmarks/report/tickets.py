@@ -55,39 +55,47 @@ def _score(trial: Result) -> float:
     return max(trial["retrained"], trial["own"] or 0.0)
 
 
-def compared(result: Result, key: str, what: str) -> str:
+def _better(line: Result) -> tuple[str, Result]:
+    """A rival's better network of two, and DessiLBI's retrained ticket minus it."""
+    if line["own"] is not None and line["own"]["mean"] > line["retrained"]["mean"]:
+        return f"{line['method']} (own)", line["dessilbi_minus_own"]
+    return line["method"], line["dessilbi_minus_this"]
+
+
+def compared(result: Result) -> str:
     """Who is ahead at each density, in words.
 
-    Paired by seed; p of the t-tests as Holm corrects them for all rivals at a density.
+    Paired by seed; p of the t-tests as Holm corrects them for all rivals at a density. As a
+    rival's setting was chosen by the better of its two networks, that one is compared.
     """
     words = []
     for density in sorted(result["config"]["densities"]):
-        lines = [line for line in _lines(result, density)
-                 if key in line and not _is_ours(line["method"])]  # fmt: skip
-        tested = [line for line in lines if line[key]["p"] is not None]
-        ps = results.holm([line[key]["p"] for line in tested])
-        sure = [(line, p) for line, p in zip(tested, ps, strict=True) if p < SIGNIFICANT]
-        better = [
-            f"{line['method']} by {-line[key]['mean']:.2f} (p = {p:.2g})"
-            for line, p in sorted(sure, key=lambda pair: pair[0][key]["mean"])
-            if line[key]["mean"] < 0
-        ]
-        worse = [
-            f"{line['method']} by {line[key]['mean']:.2f}"
-            for line, _ in sorted(sure, key=lambda pair: pair[0][key]["mean"])
-            if line[key]["mean"] > 0
-        ]
-        higher = [line["method"] for line in lines if line[key]["mean"] < 0]
+        rivals = [_better(line) for line in _lines(result, density) if not _is_ours(line["method"])]
+        tested = [(name, gap) for name, gap in rivals if gap["p"] is not None]
+        ps = results.holm([gap["p"] for _, gap in tested])
+        sure = sorted(
+            ((name, gap["mean"], p)
+             for (name, gap), p in zip(tested, ps, strict=True) if p < SIGNIFICANT),
+            key=lambda found: found[1],
+        )  # fmt: skip
+        better = [f"{name} by {-gap:.2f} (p = {p:.2g})" for name, gap, p in sure if gap < 0]
+        worse = [f"{name} by {gap:.2f}" for name, gap, _ in sure if gap > 0]
         text = f"At {percent(density)} of the weights, "
         text += f"ahead of {OURS}: {listed(better)}" if better else f"none is ahead of {OURS}"
         text += f"; behind: {listed(worse)}" if worse else "; none is behind"
-        rest = len(higher) - len(better)
-        text += f". A higher mean that is not significant: {rest}." if rest else "."
+        sure_names = {name for name, *_ in sure}
+        higher = [
+            f"{name} ({-gap['mean']:.2f})"
+            for name, gap in sorted(rivals, key=lambda rival: rival[1]["mean"])
+            if gap["mean"] < 0 and name not in sure_names
+        ]
+        text += f". Higher by less than is significant: {listed(higher)}." if higher else "."
         words.append(f"- {text}")
     n = len(result["config"]["seeds"])
     return (
-        f"{what} Paired by seed, n = {n}, with p below {SIGNIFICANT:g} after Holm's correction for "
-        "the rivals at a density:\n\n" + "\n".join(words)
+        f"{OURS}'s retrained tickets against the better of each rival's two networks, retrained or "
+        f"its own. Paired by seed, n = {n}, with p below {SIGNIFICANT:g} after Holm's correction "
+        "for the rivals at a density:\n\n" + "\n".join(words)
     )
 
 
@@ -121,16 +129,11 @@ def tickets(result: Result) -> str:
         "Runs: training before that retraining, in dense runs, by density and for the tickets of "
         "all densities together, which one run or one chain of rounds may give. In all, a network "
         "costs one run more.",
-        compared(result, "dessilbi_minus_this", f"{OURS}'s retrained tickets against theirs."),
         "The sparse network that a method itself ends with, which needs no retraining (one run "
         "less in all), and the density in percent that the method had reached before it was cut "
         "to the size, where it has one of its own:",
         table(("own", *wide, "before the cut, %"), owns),
-        compared(
-            result,
-            "dessilbi_minus_own",
-            f"{OURS}'s retrained tickets (one run more) against those networks.",
-        ),
+        compared(result),
     ]
     if result.get("rewound"):
         late = "; ".join(
@@ -188,7 +191,7 @@ def ticket_cost(result: Result) -> str:
         f"yes and no: by a one-sided t-test at {SIGNIFICANT:g}. FLOPs are those of dense training, "
         "which is what the machine does; if weights at zero cost nothing, searches that are sparse "
         "would cost what the column beside it says. Seconds are those of one core of a shared "
-        "machine."
+        "machine, with compilation."
     ]
     ours = next(line for line in result["table"] if line["method"] == OURS)
     words.append(
@@ -198,7 +201,8 @@ def ticket_cost(result: Result) -> str:
     if tried:
         told = [f"{method} {percent(density)} ({runs:.3g})" for density, runs, method in tried]
         words.append(
-            "Smallest density within the bound, of those tried, and in how many dense runs: "
+            "Smallest density, of those asked of every method, at which a network is within the "
+            "bound, retrained or the method's own, and the dense runs of the search: "
             f"{listed(told)}."
         )
     return f"{' '.join(words)}\n\n{table(heads, rows)}"

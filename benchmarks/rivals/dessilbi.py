@@ -131,9 +131,7 @@ _SOURCE = "Fu et al. 2020"
 DESSILBI = Rival(
     "DessiLBI",
     once,
-    tuple(
-        {"nu": nu, "opened": opened} for opened in (0.02, 0.1) for nu in (20.0, 10.0, 50.0, 100.0)
-    ),
+    _SETTINGS,
     _SOURCE,
     "κ = 1; λ is automatic; weights are ranked by ‖V‖/λ at the end. This, the placement behind "
     "the momentum and the range of the trials come from earlier experiments on held-out images of "
@@ -146,7 +144,7 @@ TWICE = Rival(
     tuple({"nu": nu, "again": again} for nu in (20.0, 50.0) for again in (0.5, 0.25, 1.0, 2.0)),
     _SOURCE,
     "Not in the paper: a second run, restricted to a ticket three times as large of the first, "
-    "which is at its default, with ν and λ's density scaled. It has eight trials of its own.",
+    "whose ν is the trial's, with ν and λ's density scaled. It has eight trials of its own.",
 )
 # The same run, read otherwise: nothing is tuned anew.
 READINGS = (

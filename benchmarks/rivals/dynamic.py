@@ -151,7 +151,7 @@ def _found(work: Work, density: float, tx: optax.GradientTransformation) -> Foun
 def set_(work: Work, density: float, *, drop: float = 0.3, every: int | None = None) -> Found:
     """SET: drops a share of each kernel every so many updates, an epoch unless told."""
     every = every or work.steps(1)
-    last = work.steps() - every  # as long after the last move as between two
+    last = work.steps() - every  # at least as long after the last move as between two
     momentum = work.setting.momentum
     return _found(work, density, moving_mask(work.rate(), momentum, every, last, drop, "random"))
 

@@ -311,7 +311,7 @@ RIVALS = (
             for layerwise in (True, False) for end in (0.75, 0.5) for decay in (0.0, 5e-4)
         ),
         "Zhu and Gupta 2017, arXiv:1710.01878",
-        "Pruned 30 times from a tenth of the run on, which is every 100 updates in a run of "
+        "Pruned 30 times from a tenth of the run on, which is every 62 or 101 updates in a run of "
         "4680; a weight once pruned stays at zero and never returns.",
     ),
     Rival(

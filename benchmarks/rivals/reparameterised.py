@@ -74,6 +74,18 @@ def penalty(lam: float, eps: float | None = None) -> Callable[[Tree], jax.Array]
     return lambda trained: lam * sum(jnp.sum(of(m)) for m in masks.kernels(trained["mask"]))
 
 
+def closing(work: Work, start: float, eps: float | None) -> float:
+    """The λ under which a mask that the loss does not touch goes from `start` to 0 in one run.
+
+    An entry then moves by λR'(m) times the rate, which momentum multiplies by 1/(1 − τ), so that
+    λ·Σ rate/(1 − τ) is the integral of 1/R' from 0 to `start`.
+    """
+    way = start if eps is None else float(np.log1p(1 / eps)) * (start**2 / 2 + eps * start)
+    rate = work.rate()
+    pulled = sum(float(rate(step)) for step in range(work.steps()))
+    return way * (1 - work.setting.momentum) / pulled
+
+
 def ranked(params: Tree, first: Tree, second: Tree, density: float) -> Tree:
     """The mask of the highest entries of |first|; equal ones in the order of |second|."""
     one, two = (
@@ -128,18 +140,19 @@ def soft_threshold(work: Work, density: float, *, decay: float, start: float) ->
 
 
 def relaxed_mask(
-    work: Work, density: float, *, lam: float, start: float = 1.0, eps: float | None = None
+    work: Work, density: float, *, pull: float, start: float = 1.0, eps: float | None = None
 ) -> Found:
     """min over w and m in [0, 1]^d of loss(m·w) + λR(m), the largest m taken.
 
     Args:
         work: the network and its budget.
         density: of the mask.
-        lam: λ.
+        pull: λ, in multiples of what `closing` says.
         start: m before training.
         eps: of the logarithmic penalty; None for l1.
     """
     before = work.cost
+    lam = float(f"{pull * closing(work, start, eps):.3g}")
     tx = projected_sgd(work.rate(), work.setting.momentum)
     mask = jax.tree.map(lambda p: jnp.full(p.shape if p.ndim >= 2 else (), start), work.params)
     ran = _run(
@@ -147,7 +160,8 @@ def relaxed_mask(
         {"params": work.params, "mask": mask}, relaxed, penalty(lam, eps),
     )  # fmt: skip
     network = relaxed(ran)
-    return _found(work, ran, network, ranked(network, ran["mask"], network, density), before)
+    chosen = ranked(network, ran["mask"], ran["params"], density)
+    return _found(work, ran, network, chosen, before)
 
 
 _FRACASTORO = (
@@ -156,7 +170,8 @@ _FRACASTORO = (
 )
 _RELAXED = (
     "One round of one run; the mask has the weights' rate and momentum, and the exact size is"
-    " taken by the largest m, equal ones by |m·w|. "
+    " taken by the largest m, equal ones by |w|. λ is a trial's, in multiples of that under which a"
+    " mask without a loss just closes in the run. "
 )
 
 RIVALS = (
@@ -180,19 +195,19 @@ RIVALS = (
         "relaxed mask, l1",
         relaxed_mask,
         tuple(
-            {"lam": lam, "start": start} for start in (1.0, 0.5) for lam in (1e-3, 3e-4, 5e-4, 7e-4)
+            {"pull": pull, "start": start} for start in (1.0, 0.5) for pull in (1.0, 0.5, 0.75, 1.5)
         ),
         _FRACASTORO,
-        assumed=f"{_RELAXED}λ and the start of m are a trial's.",
+        assumed=f"{_RELAXED}The start of m is a trial's too.",
         nested=True,
     ),
     Rival(
         "relaxed mask, log",
         relaxed_mask,
-        tuple({"lam": lam, "eps": eps} for eps in (0.1, 0.01) for lam in (1e-3, 5e-4, 2e-3, 5e-3)),
+        tuple({"pull": pull, "eps": eps} for eps in (0.1, 0.01) for pull in (1.0, 0.5, 0.75, 1.5)),
         _FRACASTORO,
         assumed=f"{_RELAXED}The penalty is divided by log(1 + 1/ε), so that it is 1 at m = 1, as l1"
-        " is; m starts at 1; λ and ε are a trial's.",
+        " is; m starts at 1; ε is a trial's too.",
         nested=True,
     ),
 )

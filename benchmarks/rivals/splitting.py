@@ -124,6 +124,7 @@ RIVALS: tuple[Rival, ...] = (
         assumed="One size for all kernels together instead of one a kernel, as none is asked for. "
         "The trained network that the papers start from is the first quarter of the one run. ρ is "
         "constant. Momentum goes on between updates of Z. The mask is the support of a last "
-        "projection of W + U.",
+        "projection of W + U. Its own network is W cut to it; the retraining of what is left, with "
+        "which the papers end, is that of all methods here.",
     ),
 )

@@ -28,7 +28,7 @@ def test_smoke(tmp_path, monkeypatch, capsys):
         assert line["minus_scratch_B"]["mean"] == pytest.approx(gap, abs=0.002)
         assert line["minus_scratch_E"]["n"] == line["seeds"] == 1
     assert told["command"] == "python -m benchmarks structured --budget smoke"
-    assert told["machine"]["backend"] == told["machines"][0]["backend"]
+    assert told["machine"]["backend"] == told["config"]["machines"][0]["backend"]
     (row,) = told["figure_5"]
     assert [ticket["epoch"] for ticket in row["tickets"]] == [1, 2]
     assert row["tickets"][-1]["density"] > 0
@@ -36,6 +36,15 @@ def test_smoke(tmp_path, monkeypatch, capsys):
     for name in filters.RIVALS:
         assert f"| vgg-small | {name} |" in text
     assert "| tiny, group | 0 | 2 |" in text
+    assert "With one seed nothing is tested." in text
+    for i, name in enumerate(filters.RIVALS):
+        gap = {"mean": 1.5 * (-1) ** i, "std": 0.5, "n": 3, "p": 0.001}
+        lines[name] |= {"dessilbi_minus_this": gap, "minus_scratch_E": gap, "minus_scratch_B": gap}
+    text = tables.structured(told)
+    assert "of the FLOPs, minus L1-norm filters: +1.50 (p = 0.003)" in text
+    assert "minus network slimming: -1.50 (p = 0.003)" in text
+    assert "minus DessiLBI" not in text
+    assert "DessiLBI on vgg-small (Scratch-E by 1.50)" in text
     assert figures.structured(told, tmp_path / "picture.svg").stat().st_size > 1000
     before = (tmp_path / "smoke" / "structured.jsonl").read_text()
     command.main(words)  # all is there

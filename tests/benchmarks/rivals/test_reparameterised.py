@@ -1,5 +1,6 @@
 """Rivals that train the weights through a threshold or a mask that is learned with them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -104,6 +105,29 @@ def test_the_mask_is_projected_after_each_step_and_the_weights_are_not():
     after = optax.apply_updates(trained, updates)
     assert np.allclose(after["params"]["k"], [[-0.1, 0.3, 1.7, -0.6]])
     assert np.allclose(after["mask"]["k"], [[0.0, 0.3, 1.0, 0.0]])
+
+
+@pytest.mark.parametrize("eps", [None, 0.1, 0.01])
+def test_at_the_closing_strength_a_mask_without_a_loss_ends_at_zero(eps):
+    seen = Work(dataclasses.replace(SETTING, momentum=0.0, epochs=20), seed=0)
+    start = 0.5
+    for pull, closed in ((0.8, False), (1.2, True)):
+        slope = jax.grad(rep.penalty(pull * rep.closing(seen, start, eps), eps))
+        tx = rep.projected_sgd(seen.rate(), seen.setting.momentum)
+        trained = {"params": {"k": jnp.zeros((1, 1))}, "mask": {"k": jnp.full((1, 1), start)}}
+        state = tx.init(trained)
+        for _ in range(seen.steps()):
+            updates, state = tx.update(slope(trained), state, trained)
+            trained = optax.apply_updates(trained, updates)
+        assert bool(trained["mask"]["k"][0, 0] == 0) is closed
+
+
+def test_entries_of_the_mask_at_zero_are_taken_by_their_weight():
+    seen = work()
+    got = rep.relaxed_mask(seen, 0.5, pull=5.0)
+    assert got.told["reached"] < 0.3
+    for m in masks.kernels(got.mask)[:1]:  # not all from the last layers
+        assert 0.2 < np.mean(m) < 0.8
 
 
 def test_under_a_strong_penalty_the_mask_closes_and_stays_in_its_box():
