@@ -19,6 +19,14 @@ def quick_latencies():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blank_pictures():
+    """Reports are written without drawing: what is in the pictures is looked at elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dessilbi_jax.report.style.svg", lambda figure, background="none": b"<svg/>")
+        yield
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> tuple[Path, dict, str]:
     """A run that was never stopped: its folder, its result, and what it printed."""
