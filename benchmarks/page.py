@@ -52,7 +52,7 @@ def _section(title: str, command: str, name: str, kind: Any, picture: bool = Tru
 SECTIONS = (
     _section("1. Classification: LeNet-5, MNIST", "classification", "classification",
              "classification"),
-    _section("1. Classification: three of the rows, three times as long",
+    _section("1. Classification: two of the rows, three times as long",
              "classification --budget long", "classification_long", "classification",
              picture=False),
     _section("1. Classification: ResNet-20, CIFAR-10", "classification --budget gpu",
