@@ -181,9 +181,6 @@ def ticket_cost(result: Result) -> str:
         "s", "CPU s", "IMP over this", "own network within it",
     )  # fmt: skip
     smallest = result["smallest_reached"]
-    tried = sorted(
-        (found["density"], found["search_runs"], method) for method, found in smallest.items()
-    )
     words = [
         f"Tickets of 5 %: is the accuracy after retraining within {bound:g} points of the dense "
         f"network's ({mean(result['dense'])}), and what was trained to find it (without that "
@@ -198,11 +195,19 @@ def ticket_cost(result: Result) -> str:
         f"{OURS}'s search costs {ours['search_runs']:g} × a dense run, that of iterative magnitude "
         f"pruning with rewinding {ours['lottery_over_this']:g} times as much."
     )
-    if tried:
-        told = [f"{method} {percent(density)} ({runs:.3g})" for density, runs, method in tried]
+    if smallest:
         words.append(
             "Smallest density, of those asked of every method, at which a network is within the "
-            "bound, retrained or the method's own, and the dense runs of the search: "
-            f"{listed(told)}."
+            "bound, retrained or the method's own, and the dense runs of the search:"
         )
-    return f"{' '.join(words)}\n\n{table(heads, rows)}"
+    told = []
+    for density in sorted({found["density"] for found in smallest.values()}):
+        those = sorted(
+            (found["search_runs"], method)
+            for method, found in smallest.items()
+            if found["density"] == density
+        )
+        named = listed([f"{method} ({runs:.3g})" for runs, method in those])
+        told.append(f"- {percent(density)}: {named}")
+    parts = [" ".join(words), "\n".join(told), table(heads, rows)]
+    return "\n\n".join(part for part in parts if part)
