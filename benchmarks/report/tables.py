@@ -162,6 +162,11 @@ def _rivals(result: Result) -> str:
     return f"DessiLBI against the others, paired by seed, p after Holm: {'; '.join(told)}."
 
 
+def _times(line: Result) -> str:
+    low, high = line["quartiles_ms"]
+    return f"{line['median_ms']:.1f} ({low:.1f} to {high:.1f})"
+
+
 def computational_cost(result: Result) -> str:
     """Table 6."""
     published = result["published"]
@@ -171,7 +176,7 @@ def computational_cost(result: Result) -> str:
         where = f"{block['network']}, batch {block['batch']}, {block['dtype']}"
         for name, line in block["optimizers"].items():
             rows.append(
-                (where, name, f"{line['median_ms']:.1f}", f"{line['over_sgd']:.2f}",
+                (where, name, _times(line), f"{line['over_sgd']:.2f}",
                  f"{line['over_adam']:.2f}", f"{line['peak_MiB']:.0f}",
                  f"{line['peak_over_sgd']:.2f}", f"{line['peak_over_adam']:.2f}")
             )  # fmt: skip
@@ -182,9 +187,10 @@ def computational_cost(result: Result) -> str:
     )  # fmt: skip
     heads = ("", "", "ms a step", "÷ SGD", "÷ Adam", "peak MiB", "÷ SGD", "÷ Adam")
     text = (
-        "Whole training steps, medians, the optimizers in turn in one process; memory is the peak "
-        "of the compiled step, as the compiler plans it. The last row is the authors' PyTorch on "
-        "a GPU, memory in MB of the whole process."
+        "Whole training steps, medians (and quartiles) of "
+        f"{result['config']['rounds']} turns, the optimizers one after the other in each; memory "
+        "is the peak of the compiled step, as the compiler plans it. The last row is the authors' "
+        "PyTorch on a GPU, memory in MB of the whole process."
     )
     return f"{text}\n\n{table(heads, rows)}"
 
