@@ -76,7 +76,8 @@ def ticket_cost(result: Result) -> Figure:
     axes = figure.subplots()
     least = 0.1  # where a search of a batch or two stands
     looks = {
-        "yes": ("o", style.DENSE), "undecided": ("D", style.LINES[5]), "no": ("x", style.PROJECTED)
+        "yes": ("o", style.DENSE), "in the mean": ("D", style.LINES[4]),
+        "not in the mean": ("d", style.LINES[5]), "no": ("x", style.PROJECTED),
     }  # fmt: skip
     for reached, (marker, colour) in looks.items():
         points = [(line, i) for i, line in enumerate(lines) if line["reached"] == reached]

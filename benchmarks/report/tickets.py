@@ -185,8 +185,8 @@ def ticket_cost(result: Result) -> str:
         f"Tickets of 5 %: is the accuracy after retraining within {bound:g} points of the dense "
         f"network's ({mean(result['dense'])}), and what was trained to find it (without that "
         f"retraining, which is equal for all)? A dense run is {result['dense_flops']:.3g} FLOPs. "
-        f"yes and no: by a one-sided t-test at {SIGNIFICANT:g}. FLOPs are those of dense training, "
-        "which is what the machine does; if weights at zero cost nothing, searches that are sparse "
+        f"yes and no: by a one-sided t-test at {SIGNIFICANT:g}, else what the mean says. FLOPs are "
+        "those of dense training, which is what the machine does; if weights at zero cost nothing, searches that are sparse "
         "would cost what the column beside it says. Seconds are those of one core of a shared "
         "machine, with compilation."
     ]
@@ -198,7 +198,7 @@ def ticket_cost(result: Result) -> str:
     if smallest:
         words.append(
             "Smallest density, of those asked of every method, at which a network is within the "
-            "bound, retrained or the method's own, and the dense runs of the search:"
+            "bound, surely or in the mean, retrained or its own, and the dense runs of the search:"
         )
     told = []
     for density in sorted({found["density"] for found in smallest.values()}):
