@@ -186,9 +186,9 @@ def ticket_cost(result: Result) -> str:
         f"network's ({mean(result['dense'])}), and what was trained to find it (without that "
         f"retraining, which is equal for all)? A dense run is {result['dense_flops']:.3g} FLOPs. "
         f"yes and no: by a one-sided t-test at {SIGNIFICANT:g}, else what the mean says. FLOPs are "
-        "those of dense training, which is what the machine does; if weights at zero cost nothing, searches that are sparse "
-        "would cost what the column beside it says. Seconds are those of one core of a shared "
-        "machine, with compilation."
+        "those of dense training, which is what the machine does; if weights at zero cost nothing, "
+        "searches that are sparse would cost what the column beside it says. Seconds are those of "
+        "one core of a shared machine, with compilation."
     ]
     ours = next(line for line in result["table"] if line["method"] == OURS)
     words.append(
