@@ -9,6 +9,7 @@ import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks import classification, computational_cost, page, ticket_cost, tickets, tuning
 from benchmarks.harness import results
+from benchmarks.report.markdown import mean
 from benchmarks.rivals import methods, optimizers
 
 
@@ -134,17 +135,20 @@ def made(gaps, density=0.05, runs=None):
 
 def test_the_cost_to_a_ticket_is_the_search_of_those_that_reach_the_bound():
     result = made(
-        {"DessiLBI": -0.1, "lottery (IMP)": 0.1, "random": -1.0, "one-shot": -0.21},
+        {"DessiLBI": -0.1, "lottery (IMP)": 0.1, "random": -1.0, "one-shot": -0.25, "ADMM": -0.23},
         runs={"lottery (IMP)": 13, "random": 0},
     )
     lines = {line["method"]: line for line in ticket_cost.cost(result)["table"]}
     assert {name: line["reached"] for name, line in lines.items()} == {
         "DessiLBI": "yes", "lottery (IMP)": "yes", "random": "no", "one-shot": "not in the mean",
+        "ADMM": "in the mean",
     }  # fmt: skip
     assert list(lines)[-1] == "random"
     assert lines["DessiLBI"]["lottery_over_this"] == 13
     assert lines["random"]["lottery_over_this"] is None
-    assert ticket_cost.cost(result)["smallest_reached"].keys() == {"DessiLBI", "lottery (IMP)"}
+    assert ticket_cost.cost(result)["smallest_reached"].keys() == {
+        "DessiLBI", "lottery (IMP)", "ADMM"
+    }  # fmt: skip
 
 
 def test_the_page_says_where_a_rival_wins(tmp_path, monkeypatch):
@@ -200,6 +204,52 @@ def test_the_committed_page_is_the_one_that_the_results_give():
     files = {section.name: results.RESULTS / f"{section.name}.json" for section in page.SECTIONS}
     found = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     assert page.HERE.joinpath("README.md").read_text(encoding="utf-8") == page.page(found)
+
+
+IN_README = {
+    "DessiLBI, half of the run": "DessiLBI at 50%",
+    "DessiLBI": "DessiLBI",
+    "lottery tickets, iterative magnitude with rewinding": "lottery (IMP)",
+    "gradual pruning (Zhu and Gupta)": "gradual (Zhu-Gupta)",
+    "iterative pruning (Han et al.)": "iterative (Han)",
+    'magnitude after weight decay ("matched decay")': "matched decay",
+    "RigL": "RigL",
+    "SNIP": "SNIP",
+    "random, DessiLBI's shares of the layers": "random",
+}
+
+
+def test_the_readme_shows_what_was_measured():
+    text = page.HERE.parent.joinpath("README.md").read_text(encoding="utf-8")
+    result = read(results.RESULTS, "tickets")
+    right = {(line["method"], line["density"]): mean(line["retrained"]) for line in result["table"]}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    found = {row[0]: row[2:] for row in rows if len(row) == 5 and row[0] in IN_README}
+    assert found == {
+        label: [right[method, density] for density in (0.05, 0.02, 0.01)]
+        for label, method in IN_README.items()
+    }
+    front = text[: text.index("## See it")]
+    dense, ours, theirs = (
+        mean(result["dense"]), right["DessiLBI", 0.05], right["lottery (IMP)", 0.05]
+    )  # fmt: skip
+    assert f"{ours} %; dense {dense} %" in front
+    assert f"13 runs: {theirs} %" in front
+
+    networks = read(results.RESULTS, "latency")["networks"]
+    vgg = next(each for each in networks if each["key"].startswith("vgg16-for-cpu batch=128"))
+    half = vgg["cases"]["50% gone"]
+    assert f"{half['speed_up']:.2f} × as fast, of {half['limit']:.2f} ×" in front
+    assert f"masked: {half['masked_speed_up']:.2f} ×" in front
+
+    costs = {
+        block["network"]: [
+            line["over_sgd"] for name, line in block["optimizers"].items() if "DessiLBI" in name
+        ]
+        for block in read(results.RESULTS, "computational_cost")["table"]
+    }
+    assert f"{min(costs['vgg16']):.2f} to {max(costs['vgg16']):.2f} × SGD's time" in front
+    assert f"LeNet-5: {min(costs['lenet5']):.2f} to {max(costs['lenet5']):.2f} ×" in front
 
 
 def test_presets_for_larger_machines_are_what_the_papers_used():
