@@ -32,7 +32,7 @@ from dessilbi_jax.train.allocator import keep_memory
 
 COST = {
     "smoke": "a minute",
-    "cpu": "2 hours on one core",
+    "cpu": "2.4 hours on one core",
     "long": "20 minutes on one core",
     "gpu": "about 9e16 FLOPs of training; not measured",
 }

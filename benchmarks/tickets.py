@@ -34,8 +34,8 @@ from dessilbi_jax.train.allocator import keep_memory
 
 COST = {
     "smoke": "a minute",
-    "cpu": "2 hours on one core",
-    "lenet5": "1.5 hours on one core",
+    "cpu": "2.2 hours on one core",
+    "lenet5": "1.9 hours on one core",
     "fashion": "as cpu",
     "conv2": "about 3e17 FLOPs of training; not measured",
     "conv4": "about 6e17 FLOPs of training; not measured",

@@ -19,7 +19,7 @@ from benchmarks.harness.work import Setting, Work
 from benchmarks.rivals import methods
 from benchmarks.rivals.rival import Rival
 
-COST = {"smoke": "5 minutes", "cpu": "1.5 hours on one core"}
+COST = {"smoke": "5 minutes", "cpu": "an hour on one core"}
 SEED = 100
 BUDGETS = {
     "smoke": (Setting("lenet300", "mnist", 2, 0.05, batch=16, held_out=50, widths=(16, 8)), 0.2),
