@@ -35,7 +35,7 @@ def classification(result: Result) -> str:
             ("", "rate", "accuracy", "published", "difference", "minus SGD", "W on Γ"),
             rows,
         ),
-        f"{len(lines) - len(far)} of {len(lines)} are within {NEAR:g} points of the published "
+        f"{len(lines) - len(far)} of {len(lines)} {'is' if len(lines) - len(far) == 1 else 'are'} within {NEAR:g} points of the published "
         f"accuracy. Highest mean: {best['method']}.",
     ]
     closed = [line for line in lines if line.get("layers")]
