@@ -18,6 +18,10 @@ the row above it, which its published accuracy suggests. Adagrad is Optax's, who
 start at 0.1, and so is AMSGrad, which takes the maximum of second moments corrected for their bias,
 so that the first batch's count fully. "DessiLBI-Mom-Wd, paper" has the placement of the papers and
 the decay of all rows here, as L2 in the loss.
+
+Rows farther from their figure than 0.15 points are short of training: in `long` SGD with momentum
+is at its figure. The paper's placement is not; there the decay by 1/ν of what is not in Γ passes
+through the momentum, which makes it ten times as strong (see `benchmarks.placement` for larger ν).
 """
 
 import dataclasses

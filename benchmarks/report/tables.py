@@ -22,6 +22,7 @@ def classification(result: Result) -> str:
         for line in lines
     ]  # fmt: skip
     far = [line["method"] for line in lines if abs(line["minus_published"]) > NEAR]
+    near = len(lines) - len(far)
     best = max(lines, key=lambda line: line["accuracy"]["mean"])
     parts = [
         f"{setting['network']} on {setting['dataset']}, {setting['epochs']} epochs (the papers: "
@@ -35,8 +36,8 @@ def classification(result: Result) -> str:
             ("", "rate", "accuracy", "published", "difference", "minus SGD", "W on Γ"),
             rows,
         ),
-        f"{len(lines) - len(far)} of {len(lines)} {'is' if len(lines) - len(far) == 1 else 'are'} within {NEAR:g} points of the published "
-        f"accuracy. Highest mean: {best['method']}.",
+        f"{near} of {len(lines)} {'is' if near == 1 else 'are'} within {NEAR:g} points of the "
+        f"published accuracy. Highest mean: {best['method']}.",
     ]
     closed = [line for line in lines if line.get("layers")]
     if closed:
