@@ -135,7 +135,7 @@ def main() -> None:
     if args.choose:
         choose(budget, args)
         return
-    name = "classification" + (f"_{args.budget}" if args.budget in ("long", "gpu") else "")
+    name = options.name(args, "classification")
     runs = cells.Runs(options.place(args, name))
     wanted = [cell(budget, optimizer, seed, args.data_dir)
               for seed in range(budget.seeds) for optimizer in budget.optimizers]  # fmt: skip

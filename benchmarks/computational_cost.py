@@ -120,7 +120,7 @@ def main() -> None:
                       f"{line['over_adam']:.3f} x adam  {line['peak_MiB']:8.1f} MiB  "
                       f"{line['peak_over_sgd']:.3f} x sgd", flush=True)  # fmt: skip
     published = {name: {"seconds": s, "MB": mb} for name, (s, mb) in PUBLISHED.items()}
-    name = "computational_cost" + ("_gpu" if args.budget == "gpu" else "")
+    name = options.name(args, "computational_cost")
     config = {"seed": 0, "rounds": budget["rounds"], "optimizers": SETTINGS}
     result = {"config": config, "published": published, "table": table}
     print(results.write(name, result, started, options.folder(args)))

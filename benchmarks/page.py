@@ -89,8 +89,9 @@ The papers' tables and every rival, under one budget. This page is written by
 `python -m benchmarks page` from the files in `results/`, each of which holds its command,
 configuration, seeds, versions and machine. `python -m benchmarks --list` shows all benchmarks with
 what they cost. A table that was stopped goes on where it was, and `--share 1/2` and `--share 2/2`
-make it in two processes. DIR is a folder of prepared MNIST and CIFAR-10, or of `mnist.npz` and
-`cifar10.npz` (arrays train_images, train_labels, test_images and test_labels).
+make it in two processes. `python` is that of the project's environment, `.venv/bin/python`; DIR is
+a folder of prepared MNIST and CIFAR-10, or of `mnist.npz`, `fashion_mnist.npz` and `cifar10.npz`
+(arrays train_images, train_labels, test_images and test_labels).
 """
 
 

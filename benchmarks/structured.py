@@ -331,7 +331,7 @@ def main() -> None:
     started = time.time()
     keep_memory()
     budget = BUDGETS[args.budget]
-    name = "structured_gpu" if args.budget == "gpu" else "structured"
+    name = options.name(args, "structured")
     runs = cells.Runs(options.place(args, name))
     result = table(budget, runs, args)
     if result is None:

@@ -250,7 +250,7 @@ def main() -> None:
     started = time.time()
     keep_memory()
     budget = BUDGETS[args.budget]
-    name = "tickets" + ("" if args.budget in ("cpu", "smoke") else f"_{args.budget}")
+    name = options.name(args, "tickets")
     runs = cells.Runs(options.place(args, name))
     rows = cells.run(runs, Maker(budget, args).wanted(), args.share)
     if rows is None:

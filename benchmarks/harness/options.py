@@ -58,6 +58,17 @@ def parsed(known: argparse.ArgumentParser, words: list[str] | None = None) -> An
     return args
 
 
+def name(args: Any, table: str) -> str:
+    """A table's name among the results; that of a budget for other machines has its budget in it.
+
+    >>> name(argparse.Namespace(budget="gpu"), "kappa_nu")
+    'kappa_nu_gpu'
+    >>> name(argparse.Namespace(budget="cpu"), "kappa_nu")
+    'kappa_nu'
+    """
+    return table if args.budget in ("smoke", "cpu") else f"{table}_{args.budget}"
+
+
 def folder(args: Any) -> Path:
     """Where a table's rows and result go: among the results, or under `--work` for a smoke run."""
     return args.work / "smoke" if args.budget == "smoke" else RESULTS
