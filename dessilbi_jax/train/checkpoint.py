@@ -15,6 +15,7 @@ import contextlib
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -77,6 +78,9 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = KEPT) -> None:
         self._directory, self._stack = directory, contextlib.ExitStack()
+        # Before 3.13 Python takes a thread for ended once a join of it is interrupted, and Orbax
+        # would close, and clear away, beside a save that goes on; this one is never interrupted.
+        self._waiter = futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: tuple[int, dict[str, bytes], dict[str, Any]] | None = None
         # Of a run that was resumed too, which Orbax's own policy would not know.
         self._accuracies = {step: _accuracy(directory / str(step)) for step in _steps(directory)}
@@ -92,6 +96,7 @@ class Checkpoints:
 
     def __enter__(self) -> "Checkpoints":
         self._stack.enter_context(storage.quiet())
+        self._stack.enter_context(self._waiter)
         return self
 
     def __exit__(
@@ -153,7 +158,7 @@ class Checkpoints:
             OSError: it could not be.
         """
         with self._explained():
-            self._manager.wait_until_finished()
+            self._waiter.submit(self._manager.wait_until_finished).result()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

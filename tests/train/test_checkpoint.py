@@ -1,4 +1,7 @@
+import os
 import shutil
+import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +76,33 @@ def test_what_is_saved_may_be_donated_at_once(tmp_path):
                 state = move(state)
     like = state_at(0)._replace(params=state)
     assert (np.asarray(restore_latest(tmp_path, like)[0].state.params["w"]) == 7).all()
+
+
+def test_a_wait_that_was_interrupted_can_be_taken_up_again(tmp_path, monkeypatch):
+    saving, go_on, complete = threading.Event(), threading.Event(), Checkpoints._complete
+
+    def interrupting(self):
+        assert saving.wait(300)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert go_on.wait(300)
+        complete(self)
+
+    def act(signum, frame):
+        threading.Timer(0.5, go_on.set).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "_complete", interrupting)
+    before = signal.signal(signal.SIGUSR1, act)
+    try:
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(Snapshot(state_at(10), RECORDS, 1.0))
+            with pytest.raises(KeyboardInterrupt):
+                saving.set()
+                checkpoints.wait()
+            checkpoints.wait()
+            assert [d.name for d in tmp_path.iterdir()] == ["10"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_checkpoint_that_cannot_be_written_says_what_is_left(saved, tmp_path, monkeypatch):
