@@ -8,11 +8,9 @@ projected on that support. `learning_rate` is κα in this library; it is the sa
 
 λ is fixed for a network, as in the paper, so that κ and ν move the density and not λ with them.
 Where the paper has no λ for a network, it is what `lam="auto"` finds at κ = 1, ν = 100 for the
-density named in the configuration, rounded to two digits; seed 0. As prox is homogeneous, Γ is
+density named in the configuration, rounded to two digits, with its factors between filters and
+single weights, whose norms are of different sizes; seed 0. As prox is homogeneous, Γ is
 prox of κV at κλ: at a fixed rate, κ does what κ times as large a λ would do.
-
-For LeNet-5 this says little yet: the automatic λ is evened between filters and single weights, and
-as one constant for both it is the filters' and keeps the dense layers shut, 94 % of the weights.
 
 LeNet-300-100 has one weight a group and every pair of κ and ν; LeNet-5 one filter a group in
 convolutions and one weight elsewhere, every κ at ν = 100 and every ν at κ = 1, at rate 0.01 (at
@@ -23,8 +21,9 @@ was.
 
 import dataclasses
 import functools
+import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
@@ -37,7 +36,7 @@ from dessilbi_jax.train.allocator import keep_memory
 
 COST = {
     "smoke": "seconds",
-    "cpu": "about 50 minutes of one core, judged by its first cells on a busy machine",
+    "cpu": "1 hour of one core",
     "gpu": "about 2e18 FLOPs of training; not measured",
 }
 KAPPAS = (1.0, 2.0, 5.0, 10.0)
@@ -77,14 +76,6 @@ class Case:
         return f"{self.setting.key} {self.structure}{' published' if self.published else ''}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """The networks of a budget, and the name of its result."""
-
-    cases: tuple[Case, ...]
-    name: str = "kappa_nu"
-
-
 def _small(network: str, widths: tuple[int, ...], **case: Any) -> Case:
     setting = Setting(network, "mnist", epochs=2, rate=0.02, batch=16, widths=widths)
     return Case(setting, points=1.0, **case)
@@ -95,43 +86,53 @@ def _published(run: papers.Published) -> Case:
 
 
 BUDGETS = {
-    "smoke": Budget(
-        (
-            _small("lenet300", (32, 16), structure="weights", density=0.5, pairs=CROSS[12:14]),
-            _small("lenet5", (4, 6, 12), structure="filters", lam=0.001, pairs=CROSS[12:13]),
-        )
+    "smoke": (
+        _small("lenet300", (32, 16), structure="weights", density=0.5, pairs=CROSS[12:14]),
+        _small("lenet5", (4, 6, 12), structure="filters", density=0.5, pairs=CROSS[12:13]),
     ),
-    "cpu": Budget(
-        (
-            Case(Setting("lenet300", "mnist", 4, 0.05), "weights", density=0.5, seeds=3),
-            Case(Setting("lenet5", "mnist", 2, 0.01), "filters", density=0.5, pairs=ARMS,
-                 seeds=3),
-        )
+    "cpu": (
+        Case(Setting("lenet300", "mnist", 4, 0.05), "weights", density=0.5, seeds=3),
+        Case(Setting("lenet5", "mnist", 2, 0.01), "filters", density=0.5, pairs=ARMS, seeds=3),
     ),
-    "gpu": Budget(
-        tuple(_published(run) for run in papers.FIGURE_5 if run.structure == "filters"),
-        "kappa_nu_gpu",
-    ),
-}  # fmt: skip
+    "gpu": tuple(_published(run) for run in papers.FIGURE_5 if run.structure == "filters"),
+}
+
+
+class Lam(NamedTuple):
+    """A constant λ.
+
+    Attributes:
+        value: λ, of kernels that `factors` does not name.
+        factors: path and factor of kernels that have their own multiple of it.
+    """
+
+    value: float
+    factors: tuple[tuple[str, float], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" + "".join(f" {path}×{f:g}" for path, f in self.factors)
 
 
 @functools.lru_cache(8)
 def optimizer(
-    case: Case, rate: optax.Schedule, kappa: float, nu: float, lam: float | None, steps: int
+    case: Case, rate: optax.Schedule, kappa: float, nu: float, lam: Lam | None, steps: int
 ) -> optax.GradientTransformation:
     """DessiLBI with λ as it is, or found for the case's density."""
     if case.published and lam is not None:
-        return papers.optimizer(rate, case.setting.momentum, case.structure, kappa, nu, lam)
-    chosen: dict[str, Any] = {"lam": lam}
-    if lam is None:
-        chosen = {"lam": "auto", "density": case.density, "steps": steps}
+        return papers.optimizer(rate, case.setting.momentum, case.structure, kappa, nu, lam.value)
+    structure: Any = getattr(dl, case.structure)
+    chosen: dict[str, Any] = {"lam": "auto", "density": case.density, "steps": steps}
+    if lam is not None:
+        chosen = {"lam": lam.value}
+        own = [(f"^{re.escape(path)}$", structure, {"lam": lam.value * factor})
+               for path, factor in lam.factors]  # fmt: skip
+        structure = [*own, (".*kernel$", structure)]
     return dl.dessilbi(
-        rate, kappa, nu, structure=getattr(dl, case.structure), momentum=case.setting.momentum,
-        **chosen,
-    )  # fmt: skip
+        rate, kappa, nu, structure=structure, momentum=case.setting.momentum, **chosen
+    )
 
 
-def measure(case: Case, kappa: float, nu: float, lam: float, seed: int, data_dir: Any) -> Any:
+def measure(case: Case, kappa: float, nu: float, lam: Lam, seed: int, data_dir: Any) -> Any:
     """Density of Γ, and accuracy of W and of W on Γ's support, along one run."""
     work = Work(case.setting, seed, data_dir)
     tx = optimizer(case, work.rate(), kappa, nu, lam, work.steps())
@@ -149,7 +150,7 @@ def measure(case: Case, kappa: float, nu: float, lam: float, seed: int, data_dir
         )
 
     work.train(tx, watch=watch, every=max(1, round(work.steps(1) / case.points)))
-    told = {"kappa": kappa, "nu": nu, "lam": lam, "seed": seed}
+    told = {"kappa": kappa, "nu": nu, "lam": lam.value, "seed": seed}
     return {"network": case.setting.network, **told, "points": points}
 
 
@@ -158,14 +159,20 @@ def find_lam(case: Case, data_dir: str | None) -> dict[str, Any]:
     work = Work(case.setting, 0, data_dir)
     tx = optimizer(case, work.rate(), KAPPA, NU, None, work.steps())
     ran = work.train(tx)
+    state = dl.get_state(ran.state)
+    paths = [leaf.path for leaf in dl.describe(ran.params, getattr(dl, case.structure)).rows
+             if leaf.counts is not None]  # fmt: skip
+    factors = [(path, float(f"{float(scale):.1e}"))
+               for path, scale in zip(paths, state.auto.scale, strict=True)]  # fmt: skip
     return {
-        "lam": float(f"{float(dl.get_state(ran.state).lam):.1e}"),
+        "lam": float(f"{float(state.lam):.1e}"),
+        "factors": [each for each in factors if each[1] != 1],
         "reached": round(masks.density(dl.support(ran.state)), 5),
         "dense": work.accuracy(ran.params, ran.stats),
     }
 
 
-def table(case: Case, lam: float, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def table(case: Case, lam: Lam, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over the seeds of each pair, point by point."""
     out = []
     for kappa, nu in case.pairs:
@@ -179,7 +186,7 @@ def table(case: Case, lam: float, rows: list[dict[str, Any]]) -> list[dict[str, 
             }
             for at in zip(*runs, strict=True)
         ]
-        told = {"network": case.setting.network, "kappa": kappa, "nu": nu, "lam": lam}
+        told = {"network": case.setting.network, "kappa": kappa, "nu": nu, "lam": lam.value}
         out.append({**told, "seeds": len(runs), "points": points})
     return out
 
@@ -203,46 +210,46 @@ def main() -> None:
     args = options.parsed(options.parser(__doc__, tuple(BUDGETS)))
     started = time.time()
     keep_memory()
-    budget = BUDGETS[args.budget]
-    runs = Runs(options.place(args, budget.name))
-    lams: list[float] = []
+    cases, name = BUDGETS[args.budget], options.name(args, "kappa_nu")
+    runs = Runs(options.place(args, name))
+    lams: list[Lam] = []
     chosen: list[dict[str, Any]] = []
-    for case in budget.cases:
-        found: dict[str, Any] = {"lam": case.lam, "reached": None}
+    for case in cases:
+        found: dict[str, Any] = {"lam": case.lam, "factors": [], "reached": None}
         if case.lam is None:
             key = f"lam {case.key} density={case.density:g} kappa={KAPPA:g} nu={NU:g}"
             found = runs.get(key, functools.partial(find_lam, case, args.data_dir))
-        lams.append(found["lam"])
-        chosen.append({name: found[name] for name in ("lam", "reached")})
+        lams.append(Lam(found["lam"], tuple((path, f) for path, f in found["factors"])))
+        chosen.append({key: found[key] for key in ("lam", "factors", "reached")})
 
-    def cell(case: Case, lam: float, kappa: float, nu: float, seed: int) -> Cell:
+    def cell(case: Case, lam: Lam, kappa: float, nu: float, seed: int) -> Cell:
         return Cell(
-            f"{case.key} kappa={kappa:g} nu={nu:g} lam={lam:g} seed={seed}",
+            f"{case.key} kappa={kappa:g} nu={nu:g} lam={lam} seed={seed}",
             functools.partial(measure, case, kappa, nu, lam, seed, args.data_dir),
             case.setting.epochs * (1.0 if case.setting.network == "lenet300" else 20.0),
         )
 
     wanted = [
         [cell(case, lam, *pair, seed) for pair in case.pairs for seed in range(case.seeds)]
-        for case, lam in zip(budget.cases, lams, strict=True)
+        for case, lam in zip(cases, lams, strict=True)
     ]
     rows = cells.run(runs, [one for part in wanted for one in part], args.share)
     if rows is None:
         return
     lines = []
-    for case, lam, part in zip(budget.cases, lams, wanted, strict=True):
+    for case, lam, part in zip(cases, lams, wanted, strict=True):
         keys = {one.key for one in part}
         lines += table(case, lam, [row for row in rows if row["key"] in keys])
     show(lines)
     result = {
         "config": {
             "cases": [dataclasses.asdict(case) | {"chosen": c}
-                      for case, c in zip(budget.cases, chosen, strict=True)],
+                      for case, c in zip(cases, chosen, strict=True)],
             **cells.made_on(rows),
         },
         "table": lines,
     }  # fmt: skip
-    print(results.write(budget.name, result, started, options.folder(args)))
+    print(results.write(name, result, started, options.folder(args)))
 
 
 if __name__ == "__main__":

@@ -122,31 +122,35 @@ def classification(result: Result) -> Figure:
 
 @_picture
 def kappa_nu(result: Result) -> Figure:
-    """Density of Γ along training, by κ and by ν, for each network."""
+    """Density of Γ and accuracy of W and of W on Γ along training, by κ and by ν."""
     cases = result["config"]["cases"]
-    figure = Figure(figsize=(6.8, 2.9 * len(cases)), layout="constrained")
-    all_axes = figure.subplots(len(cases), 2, squeeze=False)
-    for case, (left, right) in zip(cases, all_axes, strict=True):
+    figure = Figure(figsize=(8.6, 5.2 * len(cases)), layout="constrained")
+    all_axes = figure.subplots(2 * len(cases), 2, sharey="row", squeeze=False)
+    for case, dense, right in zip(cases, all_axes[::2], all_axes[1::2], strict=True):
         network = case["setting"]["network"]
         lines = [line for line in result["table"] if line["network"] == network]
         middle = min({line["nu"] for line in lines}, key=lambda nu: abs(nu - 100))
-        for axes, shown, name in (
-            (left, [line for line in lines if line["nu"] == middle], "kappa"),
-            (right, [line for line in lines if line["kappa"] == 1], "nu"),
-        ):
-            colours = matplotlib.colormaps["viridis"]
+        arms = (
+            ("kappa", "κ", f"ν = {middle:g}", [x for x in lines if x["nu"] == middle]),
+            ("nu", "ν", "κ = 1", [line for line in lines if line["kappa"] == 1]),
+        )
+        for above, below, (name, letter, fixed, shown) in zip(dense, right, arms, strict=True):
             for i, line in enumerate(sorted(shown, key=lambda line: line[name])):
-                axes.plot(
-                    [p["step"] for p in line["points"]],
-                    [p["density_percent"]["mean"] for p in line["points"]],
-                    color=colours(0.9 * i / max(1, len(shown) - 1)),
-                    label=f"{'κ' if name == 'kappa' else 'ν'} = {line[name]:g}",
-                )
-            axes.set_xlabel("updates")
-            axes.set_ylabel("weights in Γ, %")
-            fixed = f"ν = {middle:g}" if name == "kappa" else "κ = 1"
-            axes.set_title(f"{network}, {fixed}", fontsize=9)
-            axes.legend(fontsize=6.5)
+                steps = [point["step"] for point in line["points"]]
+                colour = matplotlib.colormaps["viridis"](0.9 * i / max(1, len(shown) - 1))
+                for axes, key, dash in (
+                    (above, "density_percent", "-"),
+                    (below, "projected", "-"),
+                    (below, "dense", ":"),
+                ):
+                    means = [point[key]["mean"] for point in line["points"]]
+                    label = f"{letter} = {line[name]:g}" if axes is above else None
+                    axes.plot(steps, means, dash, color=colour, label=label)
+            above.set_title(f"{network}, {fixed}")
+            above.set_ylabel("weights in Γ, %")
+            above.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            below.set_xlabel("updates")
+            below.set_ylabel("W on Γ (dotted: W), % right")
     return figure
 
 

@@ -7,10 +7,6 @@ from benchmarks.report.markdown import SIGNIFICANT, gap, listed, made_by, mean, 
 
 Result = dict[str, Any]
 
-ONE_LAM = (
-    " The automatic λ that this was found by is evened between filters and single weights; as one "
-    "constant it is the filters', and keeps the dense layers shut."
-)
 NEAR = 0.15  # points from a published figure
 
 
@@ -25,8 +21,7 @@ def classification(result: Result) -> str:
          mean(line["projected"]) if "projected" in line else "")
         for line in lines
     ]  # fmt: skip
-    far = [line["method"] for line in lines if abs(line["minus_published"]) > NEAR]
-    near = len(lines) - len(far)
+    near = sum(abs(line["minus_published"]) <= NEAR for line in lines)
     best = max(lines, key=lambda line: line["accuracy"]["mean"])
     parts = [
         f"{setting['network']} on {setting['dataset']}, {setting['epochs']} epochs (the papers: "
@@ -66,6 +61,7 @@ def kappa_nu(result: Result) -> str:
     ]
     for case in result["config"]["cases"]:
         setting = case["setting"]
+        own = "".join(f", {f:g} times that in {path}" for path, f in case["chosen"]["factors"])
         lines = [line for line in result["table"] if line["network"] == setting["network"]]
         rows = []
         for line in lines:
@@ -80,9 +76,7 @@ def kappa_nu(result: Result) -> str:
         heads = ("", "Γ, half", "W", "on Γ", "Γ, end", "W", "on Γ")
         parts.append(
             f"{setting['network']} on {setting['dataset']}, {setting['epochs']} epochs, "
-            f"λ = {lines[0]['lam']:g}, {case['structure']}, seeds: {lines[0]['seeds']}."
-            + ONE_LAM
-            * (case["structure"] == "filters" and case["lam"] is None)
+            f"λ = {lines[0]['lam']:g}{own}, {case['structure']}, seeds: {lines[0]['seeds']}."
         )
         parts.append(table(heads, rows))
     return "\n\n".join(parts)

@@ -26,9 +26,7 @@ def test_a_smoke_run_makes_the_whole_table(smoke):
     lines = smoke["table"]
     pairs = [(line["network"], line["kappa"], line["nu"]) for line in lines]
     assert pairs == [
-        (case.setting.network, *pair)
-        for case in kappa_nu.BUDGETS["smoke"].cases
-        for pair in case.pairs
+        (case.setting.network, *pair) for case in kappa_nu.BUDGETS["smoke"] for pair in case.pairs
     ]
     for line in lines:
         assert [p["step"] for p in line["points"]] == [16, 32]
@@ -51,12 +49,18 @@ def test_the_density_that_lam_was_chosen_for_is_met_and_falls_with_kappa(smoke):
     assert smoke["table"][0]["lam"] == smoke["table"][1]["lam"]
     assert 30 < one < 60
     assert two < one
+    mixed = smoke["table"][2]  # filters and single weights: λ has a factor for each kind
+    assert 30 < mixed["points"][-1]["density_percent"]["mean"] < 60
+    plain, filters = (case["chosen"]["factors"] for case in smoke["config"]["cases"])
+    assert plain == []
+    assert filters
+    assert all("fc" in path for path, _ in filters)
 
 
 def test_kappa_at_a_fixed_rate_does_what_a_larger_lam_would_do():
-    case = kappa_nu.BUDGETS["smoke"].cases[0]
-    twice = kappa_nu.measure(case, 2.0, 50.0, 0.0005, 0, None)
-    once = kappa_nu.measure(case, 1.0, 50.0, 0.001, 0, None)
+    case = kappa_nu.BUDGETS["smoke"][0]
+    twice = kappa_nu.measure(case, 2.0, 50.0, kappa_nu.Lam(0.0005), 0, None)
+    once = kappa_nu.measure(case, 1.0, 50.0, kappa_nu.Lam(0.001), 0, None)
     assert twice["points"] == once["points"]
     assert 0 < once["points"][-1]["density"] < 1
 
@@ -64,23 +68,23 @@ def test_kappa_at_a_fixed_rate_does_what_a_larger_lam_would_do():
 def test_every_budget_has_a_cost_and_covers_the_ranges():
     assert kappa_nu.COST.keys() == kappa_nu.BUDGETS.keys()
     for name in ("cpu", "gpu"):
-        for case in kappa_nu.BUDGETS[name].cases:
+        for case in kappa_nu.BUDGETS[name]:
             assert {kappa for kappa, _ in case.pairs} == set(kappa_nu.KAPPAS)
             assert {nu for _, nu in case.pairs} == set(kappa_nu.NUS)
-    keys = [case.key for budget in kappa_nu.BUDGETS.values() for case in budget.cases]
+    keys = [case.key for cases in kappa_nu.BUDGETS.values() for case in cases]
     assert len(set(keys)) == len(keys)
-    assert dataclasses.replace(kappa_nu.BUDGETS["gpu"].cases[0], published=False).key not in keys
+    assert dataclasses.replace(kappa_nu.BUDGETS["gpu"][0], published=False).key not in keys
 
 
 def test_density_is_told_in_percent_for_every_seed():
-    case = dataclasses.replace(kappa_nu.BUDGETS["smoke"].cases[1], seeds=2)
+    case = dataclasses.replace(kappa_nu.BUDGETS["smoke"][1], seeds=2)
     (kappa, nu), *_ = case.pairs
     rows = [
         {"kappa": kappa, "nu": nu,
          "points": [{"step": 1, "density": d, "dense": 50.0, "projected": 40.0}]}
         for d in (0.00012, 0.00034)
     ]  # fmt: skip
-    (line,) = kappa_nu.table(case, 0.1, rows)
+    (line,) = kappa_nu.table(case, kappa_nu.Lam(0.1), rows)
     assert line["points"][0]["density_percent"] == {
         "mean": 0.023, "std": 0.016, "values": [0.012, 0.034],
     }  # fmt: skip
@@ -92,11 +96,11 @@ def test_the_papers_settings_are_those_of_figure_5():
         ("vgg16", "filters"): (100.0, 0.1), ("resnet56", "filters"): (100.0, 0.05),
         ("vgg16", "weights"): (100.0, 0.05), ("resnet50", "weights"): (100.0, 0.03),
     }  # fmt: skip
-    assert [(case.setting.network, case.lam) for case in kappa_nu.BUDGETS["gpu"].cases] == [
+    assert [(case.setting.network, case.lam) for case in kappa_nu.BUDGETS["gpu"]] == [
         ("vgg16", 0.1), ("resnet56", 0.05),
     ]  # fmt: skip
-    case = kappa_nu.BUDGETS["gpu"].cases[0]
+    case = kappa_nu.BUDGETS["gpu"][0]
     rate = work.schedule("steps", 0.1, 10)
-    assert kappa_nu.optimizer(case, rate, 1.0, 100.0, 0.1, 10) is papers.optimizer(
+    assert kappa_nu.optimizer(case, rate, 1.0, 100.0, kappa_nu.Lam(0.1), 10) is papers.optimizer(
         rate, 0.9, "filters", 1.0, 100.0, 0.1
     )

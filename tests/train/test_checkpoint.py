@@ -87,6 +87,10 @@ def test_a_wait_that_was_interrupted_can_be_taken_up_again(tmp_path, monkeypatch
         assert go_on.wait(300)
         complete(self)
 
+    def wait(checkpoints):
+        saving.set()
+        checkpoints.wait()
+
     def act(signum, frame):
         threading.Timer(0.5, go_on.set).start()
         raise KeyboardInterrupt
@@ -97,8 +101,7 @@ def test_a_wait_that_was_interrupted_can_be_taken_up_again(tmp_path, monkeypatch
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(Snapshot(state_at(10), RECORDS, 1.0))
             with pytest.raises(KeyboardInterrupt):
-                saving.set()
-                checkpoints.wait()
+                wait(checkpoints)
             checkpoints.wait()
             assert [d.name for d in tmp_path.iterdir()] == ["10"]
     finally:
