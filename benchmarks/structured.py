@@ -15,7 +15,7 @@ No weight decay. Every method has four settings (`trials`). Choosing is done on 
 only: once, on held-out images, with a seed of its own, at the middle share; the other networks are
 given what was chosen there.
 
-Budgets: "cpu": a small VGG and a ResNet-8 of half widths, 3072 images, 4 epochs, a quarter of the
+Budgets: "cpu": a VGG of six convolutions and a ResNet-8, 4096 images, 4 epochs, a quarter of the
 FLOPs, 3 seeds: the figures compare with each other, not with the best that is known. "gpu": VGG-16
 and ResNet-56, all images, moved and mirrored, 160 epochs, five shares, 3 seeds; and the papers'
 Fig. 5 (`rivals.papers`): tickets of Γ's support along one run, retrained from the first weights.
@@ -78,10 +78,8 @@ BUDGETS = {
     ),
     "cpu": Budget(
         (
-            Setting("vgg-small", "cifar10", 4, 0.05, batch=64, images=3072,
-                    widths=(16, 16, 32, 32, 64, 64)),
-            Setting("resnet-small", "cifar10", 4, 0.05, batch=64, images=3072,
-                    widths=(8, 16, 32)),
+            Setting("vgg-small", "cifar10", 4, 0.05, batch=32, images=4096),
+            Setting("resnet-small", "cifar10", 4, 0.05, batch=32, images=4096),
         ),
         (0.25,), 3,
     ),

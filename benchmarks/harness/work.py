@@ -264,6 +264,14 @@ class Work:
         """The learning rate of a run of so many updates, or of the setting's."""
         return schedule(self.setting.schedule, peak or self.setting.rate, steps or self.steps())
 
+    def time(self, last: int | None = None) -> float:
+        """Sum of the learning rates of the setting's run, or of its updates up to the last one.
+
+        What acts on weights beside the gradient, such as decay, acts for as long as this.
+        """
+        count = self.steps() if last is None else last
+        return float(jnp.sum(jax.vmap(self.rate())(jnp.arange(count))))
+
     def sgd(self, steps: int | None = None) -> optax.GradientTransformation:
         """The setting's optimizer, without decay."""
         return _sgd(self.rate(steps), self.setting.momentum)

@@ -1,5 +1,6 @@
 """A section of the page for each table, from the JSON of its result."""
 
+import json
 from typing import Any
 
 from benchmarks.harness import results
@@ -141,7 +142,24 @@ def structured(result: Result) -> str:
         ]  # fmt: skip
         heads = ("Fig. 5", "seed", "epoch", "Γ, %", "retrained", "W at the end", "on Γ")
         parts.append(table(heads, rows))
+    parts.append(_filter_methods(config))
     return "\n\n".join(parts)
+
+
+def _filter_methods(config: Result) -> str:
+    """Source and setting of each way to remove filters."""
+    told = [
+        f"- **{name}**: {about['source']}. {about['assumed']}".rstrip().rstrip(".")
+        + (f". Chosen: `{json.dumps(config['chosen'][name])}`." if config["chosen"] else ".")
+        for name, about in config["methods"].items()
+    ]
+    chosen = (
+        f"Four settings of every method were tried once on {config['chosen_on']}, on training "
+        "images that were kept apart; what was chosen there is used on all networks.\n\n"
+        if config["chosen"]
+        else ""
+    )
+    return chosen + "\n".join(told)
 
 
 def _rivals(result: Result) -> str:

@@ -40,7 +40,9 @@ def tuning(result: Result) -> str:
         f"{setting['epochs']} epochs, seed {config['seed']}, judged on {setting['held_out']:,} "
         "training images that were kept apart. The better of the accuracy after retraining and of "
         "the method's own network decides. The chosen settings are used at all densities, on all "
-        "networks; methods that are not told a density (STR, relaxed masks) may suit others less."
+        "networks; methods that are not told a density (STR, relaxed masks) may suit others less. "
+        "Decays and ν act for as long as the sum of the learning rates: where that is smaller, as "
+        "it is for LeNet-5, a setting does less than where it was chosen."
     )
     told = [
         f"- **{line['method']}**: {line['source'].rstrip('.')}. {line['assumed']}".rstrip()

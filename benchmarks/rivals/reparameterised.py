@@ -81,8 +81,7 @@ def closing(work: Work, start: float, eps: float | None) -> float:
     λ·Σ rate/(1 − τ) is the integral of 1/R' from 0 to `start`.
     """
     way = start if eps is None else float(np.log1p(1 / eps)) * (start**2 / 2 + eps * start)
-    pulled = float(jnp.sum(jax.vmap(work.rate())(jnp.arange(work.steps()))))
-    return way * (1 - work.setting.momentum) / pulled
+    return way * (1 - work.setting.momentum) / work.time()
 
 
 def ranked(params: Tree, first: Tree, second: Tree, density: float) -> Tree:

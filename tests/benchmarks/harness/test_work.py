@@ -135,6 +135,13 @@ def test_the_key_of_a_setting_names_what_is_not_the_default():
     assert NARROW.key == "lenet300 mnist epochs=8 rate=0.01 batch=32 widths=(24, 12)"
 
 
+def test_the_time_of_a_run_is_the_sum_of_its_rates():
+    work = Work(NARROW, 0)
+    rates = [float(work.rate()(step)) for step in range(work.steps())]
+    assert work.time() == pytest.approx(sum(rates))
+    assert work.time(3) == pytest.approx(sum(rates[:3]))
+
+
 def test_schedules():
     half = schedule("half", 0.1, 100)
     assert [float(half(i)) for i in (0, 49)] == pytest.approx([0.1, 0.1])

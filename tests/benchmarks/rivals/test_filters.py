@@ -120,7 +120,9 @@ def test_every_method_has_four_trials_and_the_first_is_its_default():
         ("L1-norm filters", {"tuning": "run", "rate": 1.0}),
         ("network slimming", {"strength": 0.05}),
         ("soft filter pruning", {}),
+        ("soft filter pruning", {"tuned": True}),
         ("DessiLBI", {}),
+        ("DessiLBI", {"way": "init"}),
         ("DessiLBI", {"way": "end"}),
     ],
 )
@@ -131,8 +133,9 @@ def test_a_method_ends_at_the_share_with_its_cost_counted(work, name, given):
         nnx.merge(found.cut.work.evaluating, found.params, found.stats)
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
-    search = 0.5 if name == "DessiLBI" else 1.0
-    after = {"soft filter pruning": 50 / 64, "DessiLBI": 0.5 if given else 1.0,
+    search = 0.5 if given.get("way") in ("init", "end") else 1.0
+    after = {"soft filter pruning": 1.0 if given else 50 / 64,
+             "DessiLBI": 0.5 if given.get("way") == "end" else 1.0,
              "L1-norm filters": 1.0 if given else 0.25}.get(name, 1.0)  # fmt: skip
     assert found.search == search
     assert found.training == pytest.approx(search + after * found.cut.flops, abs=1e-4)
@@ -169,7 +172,7 @@ def test_network_slimming_keeps_the_largest_scales_of_all_layers(work):
     assert np.mean(size[2]) < np.mean(np.abs(work.dense()["params"]["bn2"]["scale"]))
 
 
-def test_soft_filter_pruning_zeroes_each_epoch_and_filters_come_back(monkeypatch):
+def test_soft_filter_pruning_zeroes_at_each_interval_and_filters_come_back(monkeypatch):
     work, seen, given = Work(SETTING, 0), [], []
     real = filters.softened
 
@@ -180,7 +183,7 @@ def test_soft_filter_pruning_zeroes_each_epoch_and_filters_come_back(monkeypatch
         return out, kept
 
     monkeypatch.setattr(filters, "softened", watched)
-    found = filters.soft_filter_pruning(work, 0.5)
+    found = filters.soft_filter_pruning(work, 0.5, interval=0.5)
     assert len(seen) == 2
     for k, zeroed in enumerate(seen):
         gone = ~zeroed.any((0, 1, 2))
@@ -191,7 +194,7 @@ def test_soft_filter_pruning_zeroes_each_epoch_and_filters_come_back(monkeypatch
             assert given[k][..., ~seen[k - 1].any((0, 1, 2))].any((0, 1, 2)).all()
     last = np.flatnonzero(seen[-1].any((0, 1, 2)))
     assert found.cut.plan.keep["conv2/kernel"][3] == tuple(last)
-    filters.soft_filter_pruning(work, 0.5, interval=2, among="network")
+    filters.soft_filter_pruning(work, 0.5, interval=1.0)
     assert len(seen) == 3
 
 
@@ -219,8 +222,10 @@ def test_dessilbi_at_the_end_goes_on_where_it_was_cut(work, monkeypatch):
 
     monkeypatch.setattr(Work, "train", watched)
     found = filters.dessilbi(work, 0.5, way="end")
-    made = work.kept("DessiLBI nu=20.0 group_density=0.5", lambda: pytest.fail("it was not kept"))
     half = work.steps() // 2
+    nu = f"{work.time(half) / 0.5:.3g}"
+    name = f"DessiLBI until={half} nu={nu} group_density=0.5"
+    made = work.kept(name, lambda: pytest.fail("it was not kept"))
     assert seen["first"] == half
     assert int(optax.tree_utils.tree_get(seen["state"], "count")) == half
     stay = found.cut.plan.keep["conv2/kernel"]
@@ -230,6 +235,16 @@ def test_dessilbi_at_the_end_goes_on_where_it_was_cut(work, monkeypatch):
         for axis, kept in stay.items():
             whole = np.take(whole, kept, axis)
         np.testing.assert_array_equal(tree["conv2"]["kernel"], whole)
+
+
+def test_dessilbi_tuned_cuts_the_weights_after_a_whole_run(work):
+    found = filters.dessilbi(work, 0.5, shrink=8.0)
+    name = f"DessiLBI until={work.steps()} nu={work.time() / 8:.3g} group_density=0.5"
+    made = work.kept(name, lambda: pytest.fail("it was not kept"))
+    whole = made["params"]["conv2"]["kernel"]
+    for axis, kept in found.cut.plan.keep["conv2/kernel"].items():
+        whole = np.take(whole, kept, axis)
+    np.testing.assert_array_equal(found.cut.params["conv2"]["kernel"], whole)
 
 
 def test_dessilbi_from_the_start_cuts_the_first_weights(work):
