@@ -41,7 +41,7 @@ from dessilbi_jax.train.allocator import keep_memory
 
 COST = {
     "smoke": "seconds, one core, no data",
-    "cpu": "about 3e13 FLOPs of training; not measured",
+    "cpu": "80 minutes of one core",
     "gpu": "about 3e18 FLOPs of training, of which VGG-16 takes 2e18; not measured",
 }
 CHOOSING_SEED = 100

@@ -149,7 +149,7 @@ def structured(result: Result) -> str:
 def _filter_methods(config: Result) -> str:
     """Source and setting of each way to remove filters."""
     told = [
-        f"- **{name}**: {about['source']}. {about['assumed']}".rstrip().rstrip(".")
+        f"- **{name}**: {about['source']}. Assumed: {about['assumed']}"
         + (f". Chosen: `{json.dumps(config['chosen'][name])}`." if config["chosen"] else ".")
         for name, about in config["methods"].items()
     ]
