@@ -156,26 +156,34 @@ def kappa_nu(result: Result) -> Figure:
 
 @_picture
 def structured(result: Result) -> Figure:
-    """Accuracy against measured latency and against FLOPs after the cut."""
+    """Accuracy against FLOPs and against measured latency after the cut, by share."""
     networks = list(dict.fromkeys(line["network"] for line in result["table"]))
-    kinds = {"latency": "latency", "flops_share": "FLOPs"}
-    figure = Figure(figsize=(3.6 * len(networks), 6.4), layout="constrained")
-    all_axes = figure.subplots(2, len(networks), squeeze=False)
-    for (key, network), axes in zip(
-        itertools.product(kinds, networks), all_axes.ravel(), strict=True
+    methods = list(dict.fromkeys(line["method"] for line in result["table"]))[1:]
+    kinds = {"flops_share": "FLOPs", "latency": "latency"}
+    figure = Figure(figsize=(8.2, 2.9 * len(networks)), layout="constrained")
+    all_axes = figure.subplots(len(networks), 2, sharey="row", squeeze=False)
+    for (network, (key, name)), axes in zip(
+        itertools.product(networks, kinds.items()), all_axes.ravel(), strict=True
     ):
-        for line in (line for line in result["table"] if line["network"] == network):
-            y = line["accuracy"]["mean"]
-            if line["method"] == "dense":
-                axes.axhline(y, color="0.6", lw=1, ls="--")
-                continue
-            x = line[key]["mean"]
-            colour = "black" if line["method"].startswith("DessiLBI") else "tab:blue"
-            axes.plot(x, y, "o", color=colour, ms=4)
-            axes.annotate(
-                line["method"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5
+        dense, *lines = (line for line in result["table"] if line["network"] == network)
+        level = dense["accuracy"]["mean"]
+        axes.axhline(level, color="0.6", lw=1, ls="--")
+        axes.plot(1, level, "s", ms=4, color="0.4", label="dense")
+        for method, sign in zip(methods, itertools.cycle("ovD^")):
+            own = sorted(
+                (line for line in lines if line["method"] == method),
+                key=lambda line: line[key]["mean"],
             )
-        axes.set_title(network, fontsize=9)
-        axes.set_xlabel(f"{kinds[key]} over the dense network's")
+            axes.errorbar(
+                [line[key]["mean"] for line in own], [line["accuracy"]["mean"] for line in own],
+                xerr=[line[key]["std"] or 0.0 for line in own],
+                yerr=[line["accuracy"]["std"] or 0.0 for line in own],
+                marker=sign, ms=5, lw=1, elinewidth=1, capsize=2, label=method,
+                color="black" if method == "DessiLBI" else None, alpha=0.8,
+            )  # fmt: skip
+        axes.set_xlim(0)
+        axes.set_title(network)
+        axes.set_xlabel(f"{name} over the dense network's")
         axes.set_ylabel("test accuracy, %")
+    all_axes[0, 1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

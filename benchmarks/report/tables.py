@@ -91,7 +91,8 @@ def structured(result: Result) -> str:
         f"{setting['dataset']}, {setting['images'] or 'all'} images, {setting['epochs']} epochs, "
         f"{config['seeds']} seeds. The networks are cut out physically; latency is that of a "
         f"forward pass of {config['latency']['batch']} images over the dense network's, in turn in "
-        "one process. Scratch-E: the same widths, freshly initialised, for the same epochs; "
+        "one process; widths are what a method leaves, not rounded to what the hardware likes. "
+        "Scratch-E: the same widths, freshly initialised, for the same epochs; "
         "Scratch-B: for the training FLOPs of the dense run. The last four columns are training "
         "in dense runs: until the cut, in all, and that of the controls.",
     ]
