@@ -32,7 +32,7 @@ import dessilbi_jax as dl
 from benchmarks.harness import cells, masks, options, results
 from benchmarks.harness.work import Setting, Work
 from benchmarks.rivals.optimizers import OPTIMIZERS, Optimizer, made
-from dessilbi_jax.train.allocator import keep_memory
+from dessilbi_jax.train.devices.allocator import keep_memory
 
 COST = {
     "smoke": "a minute",

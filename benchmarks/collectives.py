@@ -30,9 +30,9 @@ import optax
 import dessilbi_jax as dl
 from benchmarks.harness.results import write
 from dessilbi_jax import models
-from dessilbi_jax.rules import as_structure, resolve
-from dessilbi_jax.train.mesh import by_rows, make_mesh, param_specs, shardings
-from dessilbi_jax.train.setup import placed_state
+from dessilbi_jax.structure.rules import as_structure, resolve
+from dessilbi_jax.train.devices.mesh import by_rows, make_mesh, param_specs, shardings
+from dessilbi_jax.train.prepare import placed_state
 from dessilbi_jax.train.step import placed_step, split_network
 
 COST = {"cpu": "12 minutes on two cores, all of it compilation"}

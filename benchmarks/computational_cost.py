@@ -24,7 +24,7 @@ import dessilbi_jax as dl
 from benchmarks.harness import options, results
 from benchmarks.harness.work import Setting, Work, itself, nothing, training_step
 from benchmarks.memory import memory
-from dessilbi_jax.train.allocator import keep_memory
+from dessilbi_jax.train.devices.allocator import keep_memory
 
 COST = {"smoke": "20 s", "cpu": "8 minutes on two cores", "gpu": "a few minutes; not measured"}
 # Seconds a batch and megabytes, as printed in the ICLR text.

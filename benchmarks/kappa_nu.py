@@ -32,7 +32,7 @@ from benchmarks.harness import cells, masks, options, results
 from benchmarks.harness.cells import Cell, Runs
 from benchmarks.harness.work import Setting, Work
 from benchmarks.rivals import papers
-from dessilbi_jax.train.allocator import keep_memory
+from dessilbi_jax.train.devices.allocator import keep_memory
 
 COST = {
     "smoke": "seconds",

@@ -1,4 +1,4 @@
-"""The fused step of `dessilbi_jax.kernels` against its XLA form, Adam, and a copy of memory.
+"""The fused step of `optimizer.kernels` against its XLA form, Adam, and a copy of memory.
 
     python -m benchmarks.kernel_step [--models vgg16 resnet50 gpt2-small] [--rounds 21]
     python -m benchmarks.kernel_step --smoke

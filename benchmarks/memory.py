@@ -22,7 +22,7 @@ from flax import nnx
 import dessilbi_jax as dl
 from benchmarks.harness.results import write
 from dessilbi_jax import models
-from dessilbi_jax.train.mesh import everywhere, make_mesh
+from dessilbi_jax.train.devices.mesh import everywhere, make_mesh
 from dessilbi_jax.train.step import first_state, placed_step, split_network
 
 COST = {"cpu": "6 minutes on two cores, all of it compilation"}

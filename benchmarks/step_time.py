@@ -6,7 +6,7 @@ A step is forward pass, backward pass and update at one batch, by SGD with momen
 DessiLBI, in a process of its own for each rival; they take turns step by step, so that the ratios
 hold when the machine's speed drifts. Medians and minima are reported, over PyTorch's with the
 channels last, its faster layout. "kept" are processes that keep their memory
-(`dessilbi_jax.train.allocator`), which `dessilbi train` does and PyTorch by itself does not; both
+(`train/devices/allocator.py`), which `dessilbi train` does and PyTorch by itself does not; both
 stand here in both ways. PyTorch's OpenMP threads wait for each other busily: on a machine that does
 other work its times grow far more than JAX's, so run this on a quiet one.
 
@@ -42,7 +42,7 @@ from benchmarks.harness.results import write
 from dessilbi_jax import models, train
 from dessilbi_jax.models import _common
 from dessilbi_jax.train import loop
-from dessilbi_jax.train.allocator import keep_memory
+from dessilbi_jax.train.devices.allocator import keep_memory
 from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.step import first_state, make_step, split_network
 

@@ -37,7 +37,7 @@ from benchmarks.harness.work import Setting, Work
 from benchmarks.latency import compiled, interleaved
 from benchmarks.rivals import filters, papers
 from dessilbi_jax import models
-from dessilbi_jax.train.allocator import keep_memory
+from dessilbi_jax.train.devices.allocator import keep_memory
 
 COST = {
     "smoke": "seconds, one core, no data",

@@ -30,7 +30,7 @@ from benchmarks.harness.work import Cost, Setting, Work
 from benchmarks.rivals import dessilbi, methods
 from benchmarks.rivals.rival import exact
 from benchmarks.tuning import chosen
-from dessilbi_jax.train.allocator import keep_memory
+from dessilbi_jax.train.devices.allocator import keep_memory
 
 COST = {
     "smoke": "a minute",

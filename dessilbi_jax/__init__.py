@@ -1,31 +1,35 @@
 """DessiLBI for JAX and Optax: train once, walk away with a small network."""
 
-from dessilbi_jax._calibrate import calibrate, step_size_bound
-from dessilbi_jax._channels import Channels, channel_groups, channels
-from dessilbi_jax._diagnose import Diagnosis, diagnose
-from dessilbi_jax._export import load_slim, save_slim
-from dessilbi_jax._groups import ChannelGroups, ChannelSet
-from dessilbi_jax._masks import keep_support, project, rewind
-from dessilbi_jax._monitor import TicketMonitor
-from dessilbi_jax._plan import Plan
-from dessilbi_jax._slim import Slim, slim
-from dessilbi_jax._toolbox import (
-    Extracted,
-    extract,
-    prune_by_percent,
-    prune_order,
-    recover,
-    reinitialise,
+from dessilbi_jax.dependency import (
+    ChannelGroups,
+    Channels,
+    ChannelSet,
+    Plan,
+    channel_groups,
+    channels,
 )
-from dessilbi_jax.optimizer import add_split_lbi, dessilbi, wrap
-from dessilbi_jax.path import SolutionPath
+from dessilbi_jax.optimizer import (
+    Diagnosis,
+    SplitLBIState,
+    add_split_lbi,
+    calibrate,
+    dessilbi,
+    diagnose,
+    gamma,
+    get_state,
+    step_size_bound,
+    support,
+    wrap,
+)
 from dessilbi_jax.prox import elastic_net, group_lasso, sparse_group_lasso
-from dessilbi_jax.rules import Description, Rules, describe
-from dessilbi_jax.state import SplitLBIState, gamma, get_state, support
+from dessilbi_jax.slimming import Slim, load_slim, save_slim, slim
 from dessilbi_jax.structure import (
+    Description,
+    Rules,
     Structure,
     blocks,
     columns,
+    describe,
     filters,
     heads,
     input_channels,
@@ -35,7 +39,22 @@ from dessilbi_jax.structure import (
     slices,
     weights,
 )
-from dessilbi_jax.ticket import Ticket
+from dessilbi_jax.tickets import (
+    SolutionPath,
+    Ticket,
+    TicketMonitor,
+    keep_support,
+    project,
+    rewind,
+)
+from dessilbi_jax.tickets.toolbox import (
+    Extracted,
+    extract,
+    prune_by_percent,
+    prune_order,
+    recover,
+    reinitialise,
+)
 
 __all__ = [
     "ChannelGroups",

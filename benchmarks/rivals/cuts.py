@@ -10,7 +10,7 @@ from flax import nnx
 import dessilbi_jax as dl
 from benchmarks.harness.work import Work
 from dessilbi_jax import models
-from dessilbi_jax.structure import leaf_paths
+from dessilbi_jax.tree import leaf_paths
 
 Tree = Any
 

@@ -29,7 +29,7 @@ from benchmarks.rivals.cuts import (
     norms,
     scales,
 )
-from dessilbi_jax.structure import leaf_paths
+from dessilbi_jax.tree import leaf_paths
 
 Tree = Any
 _STILL = optax.set_to_zero()

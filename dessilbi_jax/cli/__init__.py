@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Sequence
 from typing import TextIO
 
-from dessilbi_jax.cli import commands, tickets
+from dessilbi_jax.cli import finished as tickets
+from dessilbi_jax.cli import train as commands
 from dessilbi_jax.cli.parser import COMMANDS, make_parser
-from dessilbi_jax.train.allocator import keep_memory
 from dessilbi_jax.train.config import near_miss
+from dessilbi_jax.train.devices.allocator import keep_memory
 from dessilbi_jax.train.presets import PRESETS
 
 _EXTRA = "dessilbi_jax[train]"

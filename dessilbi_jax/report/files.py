@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dessilbi_jax.path import SolutionPath
+from dessilbi_jax.tickets.path import SolutionPath
 
 METRICS = (
     "step",

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from dessilbi_jax.path import SolutionPath
 from dessilbi_jax.report.files import (
     Norms,
     read_json,
@@ -16,6 +15,7 @@ from dessilbi_jax.report.files import (
     read_path,
     read_result,
 )
+from dessilbi_jax.tickets.path import SolutionPath
 
 
 @dataclass(frozen=True)

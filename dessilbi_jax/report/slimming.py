@@ -10,7 +10,7 @@ from dessilbi_jax.report.files import check_fields, read_json
 from dessilbi_jax.report.page import Section, paragraph, settings, table
 from dessilbi_jax.report.run import Run
 from dessilbi_jax.report.text import count, percent, signed
-from dessilbi_jax.ticket import Ticket
+from dessilbi_jax.tickets.ticket import Ticket
 
 _NAMES = ("dense", "masked", "slim")
 _TICKET: Mapping[str, type] = {"digest": str}

@@ -17,13 +17,14 @@ from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.presets import PRESETS, Preset, get_preset
 
 if TYPE_CHECKING:
-    from dessilbi_jax.train.checkpoint import load_params
+    from dessilbi_jax.train.finished.evaluate import evaluate
+    from dessilbi_jax.train.finished.make_slim import make_slim
+    from dessilbi_jax.train.finished.retrain import retrain
+    from dessilbi_jax.train.finished.take_ticket import take_ticket
     from dessilbi_jax.train.interrupt import Interrupted
     from dessilbi_jax.train.loop import fit
-    from dessilbi_jax.train.retraining import retrain
-    from dessilbi_jax.train.slimming import evaluate, make_slim
-    from dessilbi_jax.train.tickets import take_ticket
-    from dessilbi_jax.train.weights import checkpoints
+    from dessilbi_jax.train.run_folder.checkpoints import load_params
+    from dessilbi_jax.train.run_folder.weights import checkpoints
 
 __all__ = [
     "PRESETS",
@@ -43,12 +44,12 @@ __all__ = [
 _LATER = {
     "fit": "loop",
     "Interrupted": "interrupt",
-    "load_params": "checkpoint",
-    "checkpoints": "weights",
-    "take_ticket": "tickets",
-    "retrain": "retraining",
-    "make_slim": "slimming",
-    "evaluate": "slimming",
+    "load_params": "run_folder.checkpoints",
+    "checkpoints": "run_folder.weights",
+    "take_ticket": "finished.take_ticket",
+    "retrain": "finished.retrain",
+    "make_slim": "finished.make_slim",
+    "evaluate": "finished.evaluate",
 }
 
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from dessilbi_jax import data
 from dessilbi_jax.train.config import TrainConfig
-from dessilbi_jax.train.mesh import by_rows, everywhere, place, process_rows, row_shards
+from dessilbi_jax.train.devices.mesh import by_rows, everywhere, place, process_rows, row_shards
 from dessilbi_jax.train.step import Batch
 
 _IMAGES_A_BATCH = 500  # in evaluation, of small images
@@ -133,7 +133,7 @@ class Rows:
         keep: whether the batches stay on the devices, for parts that are used often.
 
     Example:
-        >>> from dessilbi_jax.train.mesh import make_mesh
+        >>> from dessilbi_jax.train.devices.mesh import make_mesh
         >>> rows = Rows(data.load("digits").test_part(), 200, make_mesh("one"))
         >>> [x.shape for x, _ in rows], [int((y >= 0).sum()) for _, y in rows]
         ([(200, 8, 8, 1), (200, 8, 8, 1)], [200, 160])

@@ -15,20 +15,27 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import dessilbi_jax as dl
-from dessilbi_jax import report
-from dessilbi_jax.train import folder, outcome, processes
-from dessilbi_jax.train.checkpoint import KEPT, Checkpoints, Snapshot, newest, restore_latest
+from dessilbi_jax import files, report, run_files
 from dessilbi_jax.train.config import TrainConfig
-from dessilbi_jax.train.facts import Where
+from dessilbi_jax.train.data_facts import Where
+from dessilbi_jax.train.devices import processes
+from dessilbi_jax.train.devices.mesh import describe, make_mesh
 from dessilbi_jax.train.feeds import Feed, Rows, evaluation_size, make_feed
 from dessilbi_jax.train.interrupt import Interrupted, Signals
-from dessilbi_jax.train.lock import alone
-from dessilbi_jax.train.mesh import describe, make_mesh
+from dessilbi_jax.train.prepare import prepare
 from dessilbi_jax.train.progress import Progress
-from dessilbi_jax.train.records import Records, record_steps
-from dessilbi_jax.train.setup import prepare
+from dessilbi_jax.train.run_folder import folder, outcome
+from dessilbi_jax.train.run_folder.checkpoints import (
+    KEPT,
+    Checkpoints,
+    Snapshot,
+    newest,
+    restore_latest,
+)
+from dessilbi_jax.train.run_folder.lock import alone
+from dessilbi_jax.train.run_folder.records import Records, record_steps
+from dessilbi_jax.train.run_folder.weights import save_weights
 from dessilbi_jax.train.step import TrainState, make_evaluate, make_step
-from dessilbi_jax.train.weights import save_weights
 
 # How often the loop waits for the device, to see whether the loss is still finite; and with
 # several processes how often they ask each other whether a signal has come.
@@ -151,7 +158,7 @@ def fit(
         processes.meet("folder made")
         began = time.monotonic()
         signals = stack.enter_context(Signals())
-        checkpoints = stack.enter_context(Checkpoints(out / folder.CHECKPOINTS, keep))
+        checkpoints = stack.enter_context(Checkpoints(out / run_files.CHECKPOINTS, keep))
 
         step = int(state.step)
         if step == 0:
@@ -248,7 +255,7 @@ def fit(
             "lam": outcome.lam_estimates(state),
         }
         if processes.is_first():
-            folder.write_json(out / folder.RESULT, result)
+            files.write_json(out / run_files.RESULT, result)
             report.write(out)
         processes.meet("result written")
     return result
@@ -256,8 +263,8 @@ def fit(
 
 def _finished(out: Path) -> dict[str, Any]:
     """Returns the result of a run that has ended, and writes its report if that was cut off."""
-    result = folder.read_json(out / folder.RESULT)
-    if processes.is_first() and not (out / folder.REPORT).exists():
+    result = files.read_json(out / run_files.RESULT)
+    if processes.is_first() and not (out / run_files.REPORT).exists():
         report.write(out)
     return result
 
@@ -271,7 +278,7 @@ def _restore(
     out: Path, state: TrainState, feed: Feed, records: Records, devices: Mesh, progress: Progress
 ) -> tuple[TrainState, float]:
     """Returns the state a stopped run goes on from, and the time it had taken by then."""
-    then, now = folder.read_json(out / folder.CONFIG), folder.versions()
+    then, now = files.read_json(out / run_files.CONFIG), folder.versions()
     old = then.get("versions", {})
     if changed := [f"{k} {old.get(k)}, now {v}" for k, v in now.items() if old.get(k) != v]:
         progress.note(f"versions have changed ({'; '.join(changed)}): not the same bit for bit")
@@ -281,7 +288,7 @@ def _restore(
     if processes.is_first():
         folder.tidy(out)
     damage = records.damage()
-    snapshot, notes = restore_latest(out / folder.CHECKPOINTS, state)
+    snapshot, notes = restore_latest(out / run_files.CHECKPOINTS, state)
     for note in notes:
         progress.note(note)
     if snapshot is None:
@@ -303,8 +310,8 @@ def _disk_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        last = newest(out / folder.CHECKPOINTS)
-        then = "go on with --resume" if (out / folder.CONFIG).exists() else "start it again"
+        last = newest(out / run_files.CHECKPOINTS)
+        then = "go on with --resume" if (out / run_files.CONFIG).exists() else "start it again"
         raise OSError(
             f"the run cannot be written ({error}); last good checkpoint: {last or 'none yet'}. "
             f"Make room or give write permission, then {then}"
@@ -336,7 +343,7 @@ def _diverged(
     """Returns the error that says where a run went wrong, what is left of it, and what to try."""
     return FloatingPointError(
         f"the {what} is not finite at step {step} (epoch {step / per_epoch:.2f}); last good "
-        f"checkpoint: {newest(out / folder.CHECKPOINTS) or 'none yet'}. Try a smaller learning "
+        f"checkpoint: {newest(out / run_files.CHECKPOINTS) or 'none yet'}. Try a smaller learning "
         f"rate than {config.learning_rate:g} or a larger nu than {config.nu:g}"
     )
 

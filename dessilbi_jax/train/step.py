@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from dessilbi_jax import data
-from dessilbi_jax.train.mesh import gathered, shardings
+from dessilbi_jax.train.devices.mesh import gathered, shardings
 
 Tree = Any
 Batch = tuple[jax.Array, jax.Array]

@@ -258,7 +258,7 @@ def shallow(family, **settings):
     return nnx.merge(graph, nnx.from_flat_state(flat)), x
 
 
-# Others are cut in tests/test_slim.py, or are made of nothing else than these.
+# Others are cut in tests/slimming/test_slim.py, or are made of nothing else than these.
 @pytest.mark.parametrize(
     ("family", "remat"),
     [("bottleneck", True), ("wide resnet", False), ("densenet", False), ("mobilenet", False)],

@@ -7,7 +7,7 @@ import pytest
 from train_runs import CHANNELS, TINY, Quiet, StopAt
 
 from dessilbi_jax import train
-from dessilbi_jax.train import latency
+from dessilbi_jax.train.finished import latency
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,7 +15,7 @@ def quick_latencies():
     """Latencies are measured with the least number of samples."""
     with pytest.MonkeyPatch.context() as patch:
         quick = functools.partial(latency.measure, seconds=0.0)
-        patch.setattr("dessilbi_jax.train.slimming.measure", quick)
+        patch.setattr("dessilbi_jax.train.finished.make_slim.measure", quick)
         yield
 
 

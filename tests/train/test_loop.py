@@ -12,9 +12,9 @@ from train_runs import TINY, Quiet
 
 import dessilbi_jax as dl
 from dessilbi_jax import data, models, train
+from dessilbi_jax.train.devices.mesh import make_mesh
 from dessilbi_jax.train.feeds import Rows
 from dessilbi_jax.train.interrupt import Interrupted, Signals
-from dessilbi_jax.train.mesh import make_mesh
 from dessilbi_jax.train.step import make_evaluate, split_network
 
 FILES = ["checkpoints", "config.json", "metrics.jsonl", "norms.npz", "path.npz"]
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_nowhere(tmp_path
     def explode(config, steps, structure):
         return dl.dessilbi(lambda step: jnp.where(step < 14, 0.1, 1e30), lam=1.0)
 
-    monkeypatch.setattr("dessilbi_jax.train.setup.make_optimizer", explode)
+    monkeypatch.setattr("dessilbi_jax.train.prepare.make_optimizer", explode)
     run, config = tmp_path / "run", dataclasses.replace(TINY, network="lenet300", augment=False)
     with pytest.raises(FloatingPointError) as caught:
         train.fit(config, run, progress=Quiet())

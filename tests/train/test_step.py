@@ -9,10 +9,10 @@ import pytest
 import dessilbi_jax as dl
 from dessilbi_jax import data, models
 from dessilbi_jax.train.config import TrainConfig
+from dessilbi_jax.train.devices.mesh import make_mesh
 from dessilbi_jax.train.feeds import Rows
-from dessilbi_jax.train.mesh import make_mesh
 from dessilbi_jax.train.optim import make_optimizer, make_schedule
-from dessilbi_jax.train.records import group_norms, record_steps
+from dessilbi_jax.train.run_folder.records import group_norms, record_steps
 from dessilbi_jax.train.step import first_state, make_evaluate, make_step, split_network
 
 DIGITS = data.load("digits")

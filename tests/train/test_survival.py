@@ -20,9 +20,11 @@ from train_runs import TINY, Quiet, StopAt
 
 from benchmarks import kill
 from dessilbi_jax import cli, train
-from dessilbi_jax.train import checkpoint, feeds, folder
-from dessilbi_jax.train.checkpoint import Checkpoints, Snapshot
+from dessilbi_jax.train import feeds
 from dessilbi_jax.train.progress import Progress
+from dessilbi_jax.train.run_folder import checkpoints as checkpoint
+from dessilbi_jax.train.run_folder import folder
+from dessilbi_jax.train.run_folder.checkpoints import Checkpoints, Snapshot
 from dessilbi_jax.train.step import first_state
 
 # 30 steps, a checkpoint each 3 of them, and kept are the last one and the best.

@@ -1,0 +1,141 @@
+"""The commands that train and describe."""
+
+import argparse
+import math
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from dessilbi_jax.cli.parser import given_options
+from dessilbi_jax.train.presets import get_preset, with_options
+
+
+def train(args: argparse.Namespace, words: list[str]) -> None:
+    """Trains, and prints a summary."""
+    preset = get_preset(args.preset)
+    config = with_options(preset.config, given_options(args))
+    out = Path(args.out or f"runs/{args.preset}")
+    command = shlex.join(["dessilbi", *words])
+    if config.dataset == "text" and args.text is None:
+        raise ValueError(f"{args.preset} trains on a text: give the file with --text FILE")
+    _join(args)
+
+    from dessilbi_jax.run_files import RESULT
+    from dessilbi_jax.train.devices import processes
+    from dessilbi_jax.train.loop import fit
+    from dessilbi_jax.train.progress import Progress
+
+    if args.resume and (out / RESULT).exists():
+        state = "is finished already, there is nothing to resume"
+    else:
+        state = "is finished"
+    result = fit(
+        config,
+        out,
+        preset=args.preset,
+        command=command,
+        data_dir=args.data_dir,
+        text=args.text,
+        tokenizer=args.tokenizer,
+        mesh=args.mesh or preset.mesh,
+        checkpoint_steps=args.checkpoint_steps,
+        keep=args.keep,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        progress=Progress(lines=True if args.verbose else None),
+    )
+    if not processes.is_first():
+        return
+    print(f"The run in {out} {state}.")
+    print(summary(result))
+    print(f"  report     {out / 'report.html'}")
+
+
+def _join(args: argparse.Namespace) -> None:
+    """Joins the other processes of the run, if there are any."""
+    given = (args.coordinator, args.processes, args.process)
+    if args.distributed:
+        from dessilbi_jax.train.devices import processes
+
+        processes.start(*given)
+    elif any(value is not None for value in given):
+        raise ValueError("--coordinator, --processes and --process belong to --distributed")
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Returns the outcome of a run in a few lines, from what result.json holds.
+
+    Example:
+        >>> print(summary({"test_accuracy": 0.98, "test_projected_accuracy": 0.97,
+        ...     "test_loss": 0.07,
+        ...     "density": 0.048, "asked_density": 0.05, "steps": 100, "seconds": 2.5,
+        ...     "layers": [{"shape": [10, 100]}]}))
+          accuracy   98.0 % dense, 97.0 % projected on the selected weights (test data)
+          loss       0.0700 dense (test data)
+          density    4.8 % of 1,000 structured weights, 5.0 % asked for
+          training   100 steps in 2.5 s
+    """
+    sizes = [math.prod(layer["shape"]) for layer in result["layers"]]
+    asked = result["asked_density"]
+    wanted = "λ given" if asked is None else f"{percent(asked)} asked for"
+    return "\n".join(
+        [
+            f"  accuracy   {percent(result['test_accuracy'])} dense, "
+            f"{percent(result['test_projected_accuracy'])} projected on the selected weights "
+            "(test data)",
+            f"  loss       {result['test_loss']:.4f} dense (test data)",
+            f"  density    {percent(result['density'])} of {sum(sizes):,} structured weights, "
+            f"{wanted}",
+            f"  training   {result['steps']:,} steps in {result['seconds']:.1f} s",
+        ]
+    )
+
+
+def describe(args: argparse.Namespace) -> None:
+    """Prints a preset, its configuration, and the groups of its network."""
+    preset = get_preset(args.preset)
+    config = with_options(preset.config, given_options(args))
+
+    import dessilbi_jax as dl
+    from dessilbi_jax import models
+    from dessilbi_jax.train.optim import make_structure
+    from dessilbi_jax.train.step import split_network
+
+    shape = preset.input_shape
+    if len(shape) == 1 and config.context is not None:
+        shape = (config.context,)
+    model = models.build(
+        config.network,
+        input_shape=shape,
+        classes=preset.classes,
+        seed=config.seed,
+        widths=config.widths,
+    )
+    structure = make_structure(config, model)
+    _, params, _ = split_network(model, [0.0], [1.0])
+    print(preset, end="\n\n")
+    for name, value in config.to_json().items():
+        print(f"  {name:18}{value}")
+    print()
+    lam = None if config.lam == "auto" else config.lam
+    print(dl.describe(params, structure, lam))
+    if isinstance(structure, dl.Channels):
+        print(f"\nwhat can be cut out, for one row of the batch:\n{structure.groups}")
+
+
+def info() -> None:
+    """Prints versions and devices."""
+    import jax
+
+    from dessilbi_jax.train.run_folder.folder import versions
+
+    for package, version in versions().items():
+        print(f"{package:14}{version}")
+    print(f"{'devices':14}{', '.join(map(str, jax.devices()))}")
+    print(f"{'cores':14}{os.cpu_count()}")
+
+
+def percent(share: float) -> str:
+    """Returns a share as a percentage, with enough digits for a small one."""
+    return f"{share:.1%}".replace("%", " %") if share >= 0.01 else f"{share:.2%}".replace("%", " %")

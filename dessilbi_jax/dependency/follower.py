@@ -1,0 +1,264 @@
+"""Following channels through the primitives of a jaxpr.
+
+One rule a primitive says what becomes of the axes of its operands. A primitive without a rule is
+noted with its source line, and whatever it touches can no longer be removed: nothing is guessed.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend import source_info_util
+from jax.extend.core import Literal
+
+from dessilbi_jax.dependency.axes import DATA, WILD, Axes, Axis, is_open
+
+
+class Value(NamedTuple):
+    """What is known of an array: its axes, and whether it depends on the network's inputs."""
+
+    axes: tuple[Axis, ...]
+    data: bool
+
+
+class Cost(NamedTuple):
+    """Floating-point operations of one equation: `factor` times the lengths of some axes."""
+
+    factor: int
+    axes: tuple[Axis, ...]
+
+
+Rule = Callable[["Follower", Any, list[Value]], list[Value]]
+RULES: dict[str, Rule] = {}
+_ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    cbrt ceil clamp convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
+    exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic
+    lt max min mul name ne neg nextafter not or population_count pow real reduce_precision rem
+    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sharding_constraint
+    sign sin sinh sqrt square stop_gradient sub tan tanh to_edtype from_edtype xor"""
+_RANDOM = """random_bits random_fold_in random_seed random_split random_unwrap random_wrap
+    rng_bit_generator rng_uniform threefry2x32"""
+
+
+def primitive(table: dict[str, Rule], names: str) -> Callable[[Rule], Rule]:
+    """Enters a rule into a table, for the primitives named."""
+
+    def enter(rule: Rule) -> Rule:
+        table.update(dict.fromkeys(names.split(), rule))
+        return rule
+
+    return enter
+
+
+class Follower(Axes):
+    """A walk through one jaxpr.
+
+    Attributes:
+        rules: a rule for each primitive that can be followed.
+        costs: what its products and convolutions cost.
+        unknown: (primitive, where) of what could not be followed.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        super().__init__()
+        self.rules = rules
+        self.costs: list[Cost] = []
+        self.unknown: dict[tuple[str, str], None] = {}
+        self.times = 1
+        self.callers: list[Any] = []  # the equations whose inner jaxprs are being walked
+
+    def where(self, eqn: Any) -> str:
+        """Where in the source an equation comes from: `net.py:12 (block)`."""
+        for each in (eqn, *reversed(self.callers)):  # JAX's own functions tell nothing
+            text = source_info_util.summarize(each.source_info)
+            path, _, function = text.partition(" (")
+            place = ":".join(os.path.basename(path).split(":")[:2])
+            if place:
+                return place + (f" ({function}" if function else "")
+        return "an unknown line"
+
+    def run(self, jaxpr: Any, args: Sequence[Value], caller: Any = None) -> list[Value]:
+        """The values of a jaxpr's results from those of its arguments."""
+        if caller is not None:
+            self.callers.append(caller)
+            out = self.run(jaxpr, args)
+            self.callers.pop()
+            return out
+        consts = getattr(jaxpr, "consts", ())
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        env: dict[Any, Value] = {}
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            why = "laid over a constant array of the program, which cannot be cut"
+            env[var] = Value(fixed(np.shape(const), why), False)
+        env.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(var: Any) -> Value:
+            return literal(np.shape(var.val)) if isinstance(var, Literal) else env[var]
+
+        skipped = _for_nothing(jaxpr)
+        for eqn in jaxpr.eqns:
+            if eqn in skipped:
+                env.update(
+                    (var, Value((WILD,) * len(shape), False))
+                    for var, shape in zip(eqn.outvars, shapes(eqn), strict=True)
+                )
+                continue
+            ins = [as_now(read(var)) for var in eqn.invars]
+            rule = self.rules.get(eqn.primitive.name, unknown)
+            outs = [self.told_apart(v) for v in rule(self, eqn, ins)]
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(var) for var in jaxpr.outvars]
+
+    def told_apart(self, value: Value) -> Value:
+        """The value with no axis twice, as the outer product of a vector with itself has it."""
+        axes: list[Axis] = []
+        for axis in value.axes:
+            if axis is not WILD and axis.fixed is None and axis in axes:
+                axis = self.copied(axis)
+            axes.append(axis)
+        return Value(tuple(axes), value.data)
+
+    def copied(self, axis: Axis) -> Axis:
+        """Another axis that loses the same positions."""
+        self.label([axis])
+        if axis.labels is not None:
+            self.decide(axis.labels)
+        if axis.labels is None:
+            return Axis(axis.size, axis.fixed)
+        return self.derived(axis.labels.atoms, [[axis]])[0]
+
+    def cost(self, factor: int, axes: Sequence[Axis]) -> None:
+        """Notes what an equation costs, as often as the loops around it run."""
+        self.costs.append(Cost(factor * self.times, tuple(axes)))
+
+    def part(self, axes: Sequence[Axis], at: int, index: np.ndarray) -> list[Axis]:
+        """The axes after positions have been taken along one of them."""
+        axis = axes[at]
+        if axis is WILD and len(index) > 1:
+            return list(axes)
+        self.label([axis] if is_open(axis) else [])
+        labels = axis.labels
+        if labels is None:
+            new = Axis(len(index), axis.fixed or DATA, origins=axis.origins)
+            return [new if i == at else other for i, other in enumerate(axes)]
+        atoms = labels.atoms.take(index, axis=labels.axes.index(axis))
+        new_axes = dict(
+            zip(map(id, labels.axes), self.derived(atoms, [[a] for a in labels.axes]), strict=True)
+        )
+        return [new_axes.get(id(other), other) for other in axes]
+
+    def group_labels(self, axis: Axis, groups: int) -> np.ndarray:
+        """Labels of an axis that is cut into groups, one row each; pinned where it is fixed."""
+        if axis.labels is not None:
+            self.decide(axis.labels)
+        if axis.labels is not None:
+            return axis.labels.atoms.reshape(groups, -1)
+        atoms = self.partition.fresh(axis.size)
+        self.partition.pin(atoms, axis.fixed or DATA)
+        return atoms.reshape(groups, -1)
+
+    def equal_part(
+        self, axes: Sequence[Axis], at: int, start: int, length: int, why: str
+    ) -> list[Axis]:
+        """The axes after [start, start + length) has been cut from one of them.
+
+        The parts of an axis cut into equal ones lose the same positions, so that code which cuts
+        by the axis's length goes on doing so.
+        """
+        axis = axes[at]
+        if axis is WILD or length == axis.size:
+            return list(axes)
+        self.label([axis] if is_open(axis) else [])
+        labels = axis.labels
+        if labels is not None:
+            if axis.size % length or start % length:
+                self.fix(axis, f"cut at fixed positions by {why}")
+                new = Axis(length, axis.fixed or f"cut at fixed positions by {why}")
+                return [new if i == at else other for i, other in enumerate(axes)]
+            parts = np.moveaxis(labels.atoms, labels.axes.index(axis), 0)
+            parts = parts.reshape(-1, length, *parts.shape[1:])
+            self.partition.join(parts, parts[:1])
+        return self.part(axes, at, np.arange(start, start + length))
+
+
+def _for_nothing(jaxpr: Any) -> set[Any]:
+    """The equations that only serve to make arrays without elements, as `jnp.pad` has them."""
+    users: dict[int, list[Any]] = {id(var): [None] for var in jaxpr.outvars}
+    for eqn in jaxpr.eqns:
+        for var in eqn.invars:
+            users.setdefault(id(var), []).append(eqn)
+    found: set[Any] = set()
+    for eqn in reversed(jaxpr.eqns):
+        uses = [user for var in eqn.outvars for user in users.get(id(var), [])]
+        empty = all(0 in getattr(var.aval, "shape", ()) for var in eqn.outvars)
+        if eqn.outvars and (empty or (uses and all(user in found for user in uses))):
+            found.add(eqn)
+    return found
+
+
+def literal(shape: Sequence[int]) -> Value:
+    """A number written in the program."""
+    return Value(fixed(shape), False)
+
+
+def as_now(value: Value) -> Value:
+    """The value with its axes as they are by now."""
+    return Value(tuple(axis.now() for axis in value.axes), value.data)
+
+
+def shapes(eqn: Any) -> list[tuple[int, ...]]:
+    """The shapes of an equation's results."""
+    return [tuple(getattr(var.aval, "shape", ())) for var in eqn.outvars]
+
+
+def fixed(shape: Sequence[int], why: str = DATA) -> tuple[Axis, ...]:
+    """Axes that stay, and why."""
+    return tuple(Axis(n, why) for n in shape)
+
+
+def unknown(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    """What cannot be followed pins all that goes into it."""
+    touched = [a for v in ins for a in v.axes if a is not WILD and a.fixed is None]
+    why = f"goes into {eqn.primitive.name}, which is not followed, at {self.where(eqn)}"
+    if touched:
+        self.unknown[eqn.primitive.name, self.where(eqn)] = None
+    for axis in touched:
+        self.pin(axis, why)
+    data = any(v.data for v in ins)
+    return [Value(fixed(shape, why if touched else DATA), data) for shape in shapes(eqn)]
+
+
+@primitive(RULES, _RANDOM)
+def _random(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    why = f"random numbers are drawn in its shape at {self.where(eqn)}: trace it in evaluation mode"
+    return [Value(fixed(shape, why), False) for shape in shapes(eqn)]
+
+
+@primitive(RULES, "iota")
+def _iota(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    return [Value(fixed(shape, f"numbered at {self.where(eqn)}"), False) for shape in shapes(eqn)]
+
+
+@primitive(RULES, _ELEMENTWISE)
+def elementwise(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    """Arrays laid over each other lose the same positions."""
+    shape = shapes(eqn)[0]
+    data = any(v.data for v in ins)
+    if not shape:
+        return [Value((), data) for _ in eqn.outvars]
+    arrays = [  # an axis of length 1 that is stretched is a broadcast one
+        [WILD if a.size == 1 and n != 1 else a for a, n in zip(v.axes, shape, strict=True)]
+        for v in ins
+        if len(v.axes) == len(shape)
+    ]
+    axes, *others = arrays or [[WILD] * len(shape)]
+    for other in others:
+        self.align(list(zip(axes, other, strict=True)), f"combined with data at {self.where(eqn)}")
+        axes = [(o if a is WILD else a).now() for a, o in zip(axes, other, strict=True)]
+    return [Value(tuple(axes), data) for _ in eqn.outvars]
+
+
+@primitive(RULES, "optimization_barrier")
+def _identity(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    return ins

@@ -1,0 +1,87 @@
+"""Following channels through calls, loops and branches."""
+
+from typing import Any
+
+from dessilbi_jax.dependency.axes import DATA, WILD, Axis
+from dessilbi_jax.dependency.follower import Follower, Rule, Value, as_now, primitive
+
+RULES: dict[str, Rule] = {}
+
+_CALLS = """checkpoint closed_call core_call custom_jvp_call custom_vjp_call
+    custom_vjp_call_jaxpr jit pjit remat remat2"""
+
+
+@primitive(RULES, _CALLS)
+def _call(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
+    return self.run(inner, ins, eqn)
+
+
+def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs: list[Value],
+          times: int, eqn: Any) -> tuple[list[Value], list[Value]]:  # fmt: skip
+    """Carried and stacked values of a loop: what is carried goes in as it comes out."""
+    sizes = [var.aval.shape for var in getattr(body, "jaxpr", body).invars]
+    carry = [
+        Value(tuple(Axis(n) if a is WILD else a for a, n in zip(v.axes, shape, strict=True)), True)
+        for v, shape in zip(carry, sizes[len(consts) :], strict=False)
+    ]
+    self.times *= times
+    out = self.run(body, [*consts, *carry, *xs], eqn)
+    self.times //= times
+    for before, after in zip(carry, out, strict=False):
+        pairs = [(a, b) for a, b in zip(before.axes, after.axes, strict=True)]
+        self.align(pairs, f"carried through the loop at {self.where(eqn)}")
+    return [as_now(v) for v in carry], out[len(carry) :]
+
+
+@primitive(RULES, "scan")
+def _scan(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    p = eqn.params
+    if "num_consts" in p:
+        first, second = p["num_consts"], p["num_consts"] + p["num_carry"]
+    else:
+        sizes = [len(part) for part in p["ft_in"].unpack()]
+        first, second = sizes[0], sizes[0] + sizes[1]
+    xs = []
+    for v in ins[second:]:
+        self.fix(v.axes[0], f"scanned over at {self.where(eqn)}")
+        xs.append(Value(tuple(a.now() for a in v.axes[1:]), v.data))
+    length = p.get("length") or eqn.invars[second].aval.shape[0]
+    carry, stacked = _loop(self, p["jaxpr"], ins[:first], ins[first:second], xs, length, eqn)
+    return [*carry, *(Value((Axis(length, DATA), *v.axes), v.data) for v in stacked)]
+
+
+@primitive(RULES, "while")
+def _while(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    test, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carry, _ = _loop(
+        self, eqn.params["body_jaxpr"], ins[test : test + body], ins[test + body :], [], 1,
+        eqn,
+    )  # fmt: skip
+    self.run(eqn.params["cond_jaxpr"], [*ins[:test], *carry], eqn)
+    return carry
+
+
+@primitive(RULES, "cond")
+def _cond(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    index, *args = ins
+    platforms = eqn.params.get("branches_platforms")
+    if platforms and None in platforms:  # all branches compute the same: the general one tells
+        return self.run(eqn.params["branches"][platforms.index(None)], args, eqn)
+    before, outs, costs = self.costs, [], []
+    for branch in eqn.params["branches"]:
+        self.costs = []
+        outs.append(self.run(branch, args, eqn))
+        costs.append(self.costs)
+    # The dearest branch is the one that counts.
+    self.costs = before + max(costs, key=lambda c: sum(k.factor for k in c))
+    for other in outs[1:]:
+        for a, b in zip(outs[0], other, strict=True):
+            self.align(list(zip(a.axes, b.axes, strict=True)), f"one branch at {self.where(eqn)}")
+    return [
+        Value(
+            tuple(b.now() if a is WILD else a.now() for a, b in zip(v.axes, w.axes, strict=True)),
+            index.data or v.data or w.data,
+        )
+        for v, w in zip(outs[0], outs[-1], strict=True)
+    ]

@@ -1,0 +1,209 @@
+"""Following channels through products, convolutions, reductions and look-ups."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dessilbi_jax.dependency.axes import DATA, WILD, Axis, is_open
+from dessilbi_jax.dependency.follower import (
+    Follower,
+    Rule,
+    Value,
+    elementwise,
+    fixed,
+    primitive,
+    shapes,
+    unknown,
+)
+
+RULES: dict[str, Rule] = {}
+_REDUCTIONS = """argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum
+    reduce_xor"""
+
+
+@primitive(RULES, "gather")
+def _gather(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    table, index = ins
+    dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    gone = (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
+    kept = []
+    for at, (axis, taken) in enumerate(zip(table.axes, sizes, strict=True)):
+        full = taken == eqn.invars[0].aval.shape[at] and at not in gone
+        if not full:
+            self.fix(axis, f"looked up by index at {self.where(eqn)}")
+        if at not in gone:
+            kept.append(axis.now() if full else Axis(taken, DATA))
+    for axis in index.axes:
+        self.fix(axis, f"used as an index at {self.where(eqn)}")
+    self.label([a for a in kept if a is not WILD])
+    axes, rest = list(fixed(shapes(eqn)[0])), iter(kept)
+    for at in dims.offset_dims:
+        axes[at] = next(rest)
+    return [Value(tuple(axes), table.data or index.data)]
+
+
+@primitive(RULES, "dynamic_slice")
+def _dynamic_slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    axes = []
+    for axis, n, taken in zip(
+        ins[0].axes, eqn.invars[0].aval.shape, eqn.params["slice_sizes"], strict=True
+    ):
+        if taken != n:
+            self.fix(axis, f"looked up by index at {self.where(eqn)}")
+        axes.append(axis.now() if taken == n else Axis(taken, DATA))
+    return [Value(tuple(axes), any(v.data for v in ins))]
+
+
+@primitive(RULES, "dynamic_update_slice")
+def _dynamic_update_slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    target, update = ins[:2]
+    pairs = []
+    for a, b in zip(target.axes, update.axes, strict=True):
+        if a.size == b.size or WILD in (a, b):
+            pairs.append((a, b))
+            continue
+        for axis in (a, b):
+            self.fix(axis, f"written by index at {self.where(eqn)}")
+    self.align(pairs, f"written into data at {self.where(eqn)}")
+    axes = tuple(
+        b.now() if a is WILD else a.now() for a, b in zip(target.axes, update.axes, strict=True)
+    )
+    return [Value(axes, any(v.data for v in ins))]
+
+
+@primitive(RULES, "reduce_window reduce_window_max reduce_window_min reduce_window_sum")
+def _reduce_window(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    p, axes = eqn.params, []
+    n = len(ins[0].axes)
+    steps = zip(
+        p["window_dimensions"], p["window_strides"], p["padding"],
+        p.get("base_dilation") or (1,) * n, strict=True,
+    )  # fmt: skip
+    for axis, size, step in zip(ins[0].axes, shapes(eqn)[0], steps, strict=True):
+        whole = tuple(step) in ((1, 1, (0, 0), 1), (1, 1, [0, 0], 1))
+        if not whole:
+            self.fix(axis, f"pooled over at {self.where(eqn)}")
+        axes.append(axis.now() if whole else Axis(size, DATA))
+    return [Value(tuple(axes), ins[0].data) for _ in eqn.outvars]
+
+
+@primitive(RULES, "dot_general")
+def _dot_general(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
+    left, right = ins
+    both = left.data and right.data
+    why = f"summed over between two activations at {self.where(eqn)}"
+    for v, summed in ((left, lc), (right, rc)):
+        for axis in (v.axes[i].now() for i in summed):
+            labels = axis.labels
+            if labels is not None and (both or any(a not in _at(v, summed) for a in labels.axes)):
+                self.decide(labels)
+            if both and axis.labels is not None:
+                self.fix(axis, why)
+    for v, other, summed in ((left, right, lc), (right, left, rc)):
+        if not v.data and (other.data or v is right):
+            for i in summed:
+                v.axes[i].mark_read()
+    pairs = [(left.axes[i], right.axes[j]) for i, j in zip((*lc, *lb), (*rc, *rb), strict=True)]
+    for a, b in pairs[: len(lc)]:
+        for axis, partner in ((a, b), (b, a)):
+            if partner is WILD:
+                self.fix(axis, f"summed over at {self.where(eqn)}")
+    self.align(pairs, f"multiplied with data at {self.where(eqn)}")
+    lfree = [a.now() for i, a in enumerate(left.axes) if i not in (*lc, *lb)]
+    rfree = [a.now() for i, a in enumerate(right.axes) if i not in (*rc, *rb)]
+    for free in (lfree, rfree):
+        self.label([a for a in free if a is not WILD])
+    batch = [a.now() if a is not WILD else b.now() for a, b in pairs[len(lc) :]]
+    summed_axes = [a.now() if a is not WILD else b.now() for a, b in pairs[: len(lc)]]
+    out = (*batch, *lfree, *rfree)
+    wild = math.prod(n for a, n in zip(out, shapes(eqn)[0], strict=True) if a is WILD)
+    self.cost(2 * wild, [a for a in (*out, *summed_axes) if a is not WILD])
+    return [Value(out, left.data or right.data)]
+
+
+def _at(value: Value, places: Sequence[int]) -> list[Axis]:
+    return [value.axes[i].now() for i in places]
+
+
+@primitive(RULES, "conv_general_dilated")
+def _convolution(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    image, kernel = ins
+    dims, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    if eqn.params["batch_group_count"] != 1:
+        return unknown(self, eqn, ins)
+    batch, channel, *space = dims.lhs_spec
+    out, into, *window = dims.rhs_spec
+    for axis in (*_at(image, space), *_at(kernel, window)):
+        self.fix(axis, DATA if is_open(axis) else f"convolved over at {self.where(eqn)}")
+    if groups == 1:
+        kernel.axes[into].mark_read()
+        self.align(
+            [(image.axes[channel], kernel.axes[into])], f"convolved with data at {self.where(eqn)}"
+        )
+        self.label([kernel.axes[out].now()])
+    else:
+        _group(
+            self, image.axes[channel], kernel.axes[into], kernel.axes[out], groups, self.where(eqn)
+        )
+    shape = shapes(eqn)[0]
+    axes = list(fixed(shape))
+    axes[dims.out_spec[0]] = image.axes[batch]
+    axes[dims.out_spec[1]] = kernel.axes[out].now()
+    places = math.prod(shape[i] for i in dims.out_spec[2:]) * shape[dims.out_spec[0]]
+    taps = math.prod(eqn.invars[1].aval.shape[i] for i in window)
+    self.cost(2 * places * taps, [kernel.axes[into].now(), kernel.axes[out].now()])
+    return [Value(tuple(axes), image.data or kernel.data)]
+
+
+def _group(self: Follower, channel: Axis, into: Axis, out: Axis, groups: int, at: str) -> None:
+    """The channels of a grouped convolution.
+
+    A depthwise one loses whole groups, an input channel with the outputs made of it alone; any
+    other keeps its groups, each of which loses the same positions.
+    """
+    self.label([a for a in (channel, out) if a is not WILD])
+    ends = [self.group_labels(axis, groups) for axis in (channel.now(), out.now())]
+    if into.size == 1:
+        self.partition.join(ends[1], ends[1][:, :1])
+        self.partition.join(ends[0], ends[1][:, :1])
+        return
+    for atoms in ends:
+        self.partition.join(atoms, atoms[:1])
+    into.mark_read()
+    self.align(
+        [(self.derived(ends[0][:1], [[channel]] * 2)[1], into)], f"convolved with data at {at}"
+    )
+
+
+@primitive(RULES, _REDUCTIONS)
+def _reduce(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    gone = eqn.params["axes"]
+    why = f"reduced over, all positions together, by {eqn.primitive.name} at {self.where(eqn)}"
+    for axis in (ins[0].axes[i] for i in gone):
+        self.fix(axis, why)
+    return [
+        Value(tuple(a.now() for i, a in enumerate(v.axes) if i not in gone), v.data)
+        for v in ins[: len(eqn.outvars)]
+    ]
+
+
+@primitive(RULES, "cumlogsumexp cummax cummin cumprod cumsum")
+def _cumulative(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    self.fix(ins[0].axes[eqn.params["axis"]], f"summed along in order at {self.where(eqn)}")
+    return ins
+
+
+@primitive(RULES, "sort")
+def _sort(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    out = elementwise(self, eqn, ins)
+    self.fix(out[0].axes[eqn.params["dimension"]], f"sorted at {self.where(eqn)}")
+    return out
+
+
+@primitive(RULES, "top_k")
+def _top_k(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    *axes, last = ins[0].axes
+    self.fix(last, f"sorted at {self.where(eqn)}")
+    out = (*axes, Axis(shapes(eqn)[0][-1], DATA))
+    return [Value(out, ins[0].data)] * 2

@@ -1,0 +1,92 @@
+"""The structure whose groups are the removable channels of a network."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from dessilbi_jax.dependency.axes import DATA
+from dessilbi_jax.dependency.groups import ChannelGroups
+from dessilbi_jax.structure.leaf import LeafGroups
+from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """A structure whose groups are removable channels, across all leaves that make them.
+
+    Attributes:
+        groups: what `channel_groups` found.
+        members: "all" for kernels, biases and normalisation, or "kernels" for leaves of two axes
+            or more only.
+    """
+
+    groups: ChannelGroups
+    members: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.members not in ("all", "kernels"):
+            raise ValueError(f"members must be 'all' or 'kernels', got {self.members!r}")
+
+    def resolve(self, params: Any) -> list[LeafGroups]:
+        """The groups of every leaf of `params`, in the order of its leaves.
+
+        Raises:
+            ValueError: a leaf that was not traced, or had another shape then.
+        """
+        return [self._leaf(path, leaf) for path, leaf in leaf_paths(params)]
+
+    def _leaf(self, path: str, leaf: Any) -> LeafGroups:
+        shape = tuple(leaf.shape)
+        traced = find_leaf(self.groups.shapes, path)
+        if self.groups.shapes[traced] != shape:
+            raise ValueError(
+                f"{path} has shape {shape}, but {self.groups.shapes[traced]} was traced; call "
+                "dl.channel_groups for this network"
+            )
+        if not is_inexact(leaf):
+            return LeafGroups(path, shape, None, reason=f"holds {leaf.dtype}")
+        if self.members == "kernels" and len(shape) < 2:
+            return LeafGroups(path, shape, None, reason="not a kernel")
+        for axis, size in enumerate(shape):
+            numbers = self.groups.numbers.get((traced, axis))
+            if numbers is None or (traced, axis) in self.groups.reads:
+                continue
+            if (numbers < 0).any():
+                return LeafGroups(path, shape, None, reason="some of its channels must stay")
+            block = _block(numbers)
+            counts = tuple(size // block if i == axis else 1 for i in range(len(shape)))
+            return LeafGroups(
+                path, shape, counts, "channels", joint=tuple(numbers[::block].tolist())
+            )
+        reasons = [self.groups.reasons.get((traced, i), "") for i in range(len(shape))]
+        why = next((r for r in reversed(reasons) if r and r != DATA), "makes no channel")
+        return LeafGroups(path, shape, None, reason=why)
+
+
+def _block(numbers: np.ndarray) -> int:
+    """Length of the longest equal blocks that lie within one group each."""
+    edges = np.flatnonzero(np.diff(numbers)) + 1
+    return int(np.gcd.reduce([*edges.tolist(), len(numbers)]))
+
+
+def channels(groups: ChannelGroups, members: str = "all") -> Channels:
+    """The structure whose groups are the removable channels of a network.
+
+    Γ's groups then span every leaf that makes a channel: the kernel's output slice, its bias, the
+    scale and bias of the normalisation behind it, and all branches that are added to it. Input
+    slices of kernels behind it are not among them: each belongs to the groups of its own outputs.
+
+    Args:
+        groups: from `channel_groups`.
+        members: "all", or "kernels" to leave biases and normalisation dense.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dessilbi_jax as dl
+        >>> params = {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 3))}
+        >>> groups = dl.channel_groups(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 4)))
+        >>> [(leaf.path, leaf.counts) for leaf in dl.channels(groups).resolve(params)]
+        [('a', (1, 8)), ('b', None)]
+    """
+    return Channels(groups, members)

@@ -1,0 +1,212 @@
+"""A network of whatever framework as a pure function of a tree of arrays."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network taken apart.
+
+    Attributes:
+        fn: `fn(tree, *inputs)`, in evaluation mode.
+        tree: its arrays.
+        put: builds the network anew around other arrays, also smaller ones.
+    """
+
+    fn: Callable[..., Any]
+    tree: Any
+    put: Callable[[Any], Any]
+
+
+def is_module(model: Any) -> bool:
+    """Whether this is a network by itself: a Flax NNX module, or a callable pytree (Equinox)."""
+    if _is_nnx(model):
+        return True
+    return callable(model) and any(_is_array(x) for x in jax.tree.leaves(model))
+
+
+def as_network(model: Any, fn: Callable[..., Any] | None = None) -> Network:
+    """Takes a network apart.
+
+    Args:
+        model: a Flax NNX module, a callable pytree such as an Equinox module, or a tree of
+            arrays.
+        fn: `fn(model, *inputs)`; may be left out where the model can be called.
+
+    Raises:
+        TypeError: a tree that cannot be called, and no function.
+    """
+    if fn is None and not is_module(model):
+        raise TypeError(
+            f"a {type(model).__name__} cannot be called; give the network's function as fn=, "
+            "which takes the parameters and the inputs"
+        )
+    call = fn or _call
+    if _is_nnx(model):
+        return _from_nnx(model, call)
+    leaves, treedef = jax.tree.flatten(model)
+    # What is no array, such as an activation function kept as a leaf, stays where it is.
+    tree = jax.tree.unflatten(treedef, [x if _is_array(x) else None for x in leaves])
+
+    def put(arrays: Any) -> Any:
+        found = iter(jax.tree.leaves(arrays))
+        whole = jax.tree.unflatten(treedef, [next(found) if _is_array(x) else x for x in leaves])
+        for layer in _layers(whole, set()):
+            _resize(layer)
+        return whole
+
+    return Network(lambda arrays, *inputs: call(_filled(model, arrays), *inputs), tree, put)
+
+
+def _filled(model: Any, arrays: Any) -> Any:
+    """The model with these arrays in the place of its own."""
+    found = iter(jax.tree.leaves(arrays))
+    return jax.tree.map(lambda x: next(found) if _is_array(x) else x, model)
+
+
+def _call(model: Any, *inputs: Any) -> Any:
+    return model(*inputs)
+
+
+def _from_nnx(model: Any, call: Callable[..., Any]) -> Network:
+    nnx = sys.modules["flax.nnx"]  # the core does not import it; whoever made the model has
+    evaluating = nnx.clone(model)
+    evaluating.eval()
+    graph, state = nnx.split(evaluating)
+
+    def put(arrays: Any) -> Any:
+        smaller = nnx.clone(model)
+        nnx.update(smaller, arrays)
+        for _, layer in nnx.iter_graph(smaller):
+            if isinstance(layer, nnx.Module):
+                _resize(layer)
+        return smaller
+
+    return Network(
+        lambda arrays, *inputs: call(nnx.merge(graph, arrays), *inputs),
+        nnx.to_pure_dict(state),
+        put,
+    )
+
+
+def _is_nnx(model: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(model, nnx.Module)
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+def _layers(node: Any, seen: set[int]) -> list[Any]:
+    """The objects inside a tree, wherever they are."""
+    if id(node) in seen or _is_array(node):
+        return []
+    seen.add(id(node))
+    if isinstance(node, dict):
+        parts = list(node.values())
+    elif isinstance(node, list | tuple):
+        parts = list(node)
+    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
+        parts = list(vars(node).values())
+    else:
+        return []
+    inner = [layer for part in parts for layer in _layers(part, seen)]
+    return [node, *inner] if dataclasses.is_dataclass(node) else inner
+
+
+def _nnx_conv(m: Any) -> dict[str, Any]:
+    *_, into, out = shape = m.kernel.shape
+    groups = m.feature_group_count
+    if into == 1 and groups > 1:  # depthwise: a group for each channel left
+        groups = out // (m.out_features // groups)
+    return {
+        "kernel_shape": shape, "in_features": into * groups, "out_features": out,
+        "feature_group_count": groups,
+    }  # fmt: skip
+
+
+def _nnx_general(m: Any) -> dict[str, Any]:
+    shape, n = m.kernel.shape, len(m.out_features)
+    return {"in_features": shape[: len(shape) - n], "out_features": shape[len(shape) - n :]}
+
+
+def _nnx_attention(m: Any) -> dict[str, Any]:
+    into, heads, size = m.query.kernel.shape
+    return {
+        "in_features": into, "num_heads": heads, "head_dim": size, "qkv_features": heads * size,
+        "in_kv_features": m.key.kernel.shape[0], "num_kv_heads": m.key.kernel.shape[1],
+        "out_features": m.out.kernel.shape[-1],
+    }  # fmt: skip
+
+
+def _eqx_conv(m: Any) -> dict[str, Any]:
+    out, into, *_ = m.weight.shape
+    groups = m.groups
+    if into == 1 and groups > 1:
+        groups = out // (m.out_channels // groups)
+    return {"in_channels": into * groups, "out_channels": out, "groups": groups}
+
+
+def _eqx_linear(m: Any) -> dict[str, Any]:
+    scalar = {"scalar": 1}
+    out, into = m.weight.shape
+    return {
+        name: n
+        for name, n in (("in_features", into), ("out_features", out))
+        if getattr(m, name) not in scalar
+    }
+
+
+def _eqx_attention(m: Any) -> dict[str, Any]:
+    return {
+        "num_heads": m.query_proj.weight.shape[0] // m.qk_size,
+        "query_size": m.query_proj.weight.shape[1], "key_size": m.key_proj.weight.shape[1],
+        "value_size": m.value_proj.weight.shape[1], "output_size": m.output_proj.weight.shape[0],
+    }  # fmt: skip
+
+
+_SIZES: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
+    ("flax", "Linear"): lambda m: dict(
+        zip(("in_features", "out_features"), m.kernel.shape, strict=True)
+    ),
+    ("flax", "LinearGeneral"): _nnx_general,
+    ("flax", "Einsum"): lambda m: {"kernel_shape": m.kernel.shape},
+    ("flax", "Conv"): _nnx_conv,
+    ("flax", "ConvTranspose"): lambda m: {
+        "kernel_shape": m.kernel.shape,
+        "in_features": m.kernel.shape[-1 if m.transpose_kernel else -2],
+        "out_features": m.kernel.shape[-2 if m.transpose_kernel else -1],
+    },
+    ("flax", "BatchNorm"): lambda m: {"num_features": m.mean.shape[0]},
+    ("flax", "GroupNorm"): lambda m: {"num_groups": m.scale.shape[0] // m.group_size},
+    ("flax", "Embed"): lambda m: dict(
+        zip(("num_embeddings", "features"), m.embedding.shape, strict=True)
+    ),
+    ("flax", "MultiHeadAttention"): _nnx_attention,
+    ("equinox", "Linear"): _eqx_linear,
+    ("equinox", "GroupNorm"): lambda m: {
+        "groups": m.weight.shape[0] * m.groups // m.channels,
+        "channels": m.weight.shape[0],
+    },
+    ("equinox", "MultiheadAttention"): _eqx_attention,
+    **{("equinox", f"Conv{n}d"): _eqx_conv for n in (1, 2, 3)},
+    ("equinox", "Conv"): _eqx_conv,
+}
+
+
+def _resize(layer: Any) -> None:
+    """Brings the sizes that a layer of a framework keeps in line with its arrays."""
+    package = type(layer).__module__.partition(".")[0]
+    sizes = _SIZES.get((package, type(layer).__name__))
+    if sizes is None:
+        return
+    for name, value in sizes(layer).items():
+        if hasattr(layer, name) and getattr(layer, name) != value:
+            object.__setattr__(layer, name, value)

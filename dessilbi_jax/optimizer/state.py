@@ -1,0 +1,300 @@
+"""The state of DessiLBI, and how to find it wherever it is nested."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dessilbi_jax.prox.norms import expand
+from dessilbi_jax.prox.shrink import Shrink, apply_shrink, select
+from dessilbi_jax.structure.leaf import LeafGroups
+
+
+class SplitLBIState(NamedTuple):
+    """State of DessiLBI.
+
+    All trees have the parameters' structure. Dense leaves hold bool arrays (one byte an element
+    in `v` and in a stored `gamma`) and are told apart by that dtype.
+
+    Attributes:
+        count: updates made, int32.
+        v: V, in the parameters' shapes, float32 or wider.
+        gamma: Γ, likewise; the empty tuple when lean.
+        shrink: `Shrink` of trees: what the step that made V used to turn it into Γ. Its reduced
+            axes have length 1: shardings of the parameters apply to `v` and `gamma`, not to it;
+            `jax.jit(tx.init)` places it rightly by itself.
+        lam: λ now in force, float32; infinite before the first automatic estimate.
+        skipped: entries of V left unchanged so far because W − Γ was not finite, int32.
+        auto: `Automatic`, the estimates of λ so far; the empty tuple when λ is given.
+        ties: the groups that span leaves, for whoever reads the state: int32 arrays in the shape
+            of the groups, equal numbers being one group; bool arrays with all axes of length 1
+            for leaves without. The empty tuple where there are none.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
+    v: Any
+    gamma: Any
+    shrink: Shrink
+    lam: jax.Array
+    skipped: jax.Array
+    auto: Any
+    ties: Any = ()
+
+
+def tie_leaves(treedef: Any, ties: Any) -> list[jax.Array | None]:
+    """The joint group numbers of each leaf, from the `ties` of a state; None where it has none."""
+    if isinstance(ties, tuple) and ties == ():
+        return [None] * treedef.num_leaves
+    return [None if tie.dtype == bool else tie for tie in treedef.flatten_up_to(ties)]
+
+
+def tie_trees(treedef: Any, leaves: Sequence[LeafGroups], may_join: bool) -> Any:
+    """The inverse of `tie_leaves`: the `ties` of a state.
+
+    Args:
+        treedef: the tree of the parameters.
+        leaves: the groups of each leaf.
+        may_join: whether there could be joint groups; it decides for trees without leaves, with
+            which Optax's `tree.map_params` asks for the form of the state.
+    """
+    joined = any(leaf.joint is not None for leaf in leaves) if leaves else may_join
+    if not joined:
+        return ()
+    ties = [
+        jnp.zeros((1,) * len(leaf.shape), bool)
+        if leaf.joint is None or leaf.counts is None
+        else jnp.array(leaf.joint, jnp.int32).reshape(leaf.counts)
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(treedef, ties)
+
+
+def shrink_leaves(treedef: Any, trees: Shrink) -> list[Shrink]:
+    """The `Shrink` of each leaf, from the `Shrink` of trees that the state holds."""
+    return [Shrink(*leaf) for leaf in zip(*map(treedef.flatten_up_to, trees), strict=True)]
+
+
+def shrink_trees(treedef: Any, leaves: Sequence[Shrink]) -> Shrink:
+    """The inverse of `shrink_leaves`."""
+    return Shrink(*(jax.tree.unflatten(treedef, [s[k] for s in leaves]) for k in range(3)))
+
+
+def check_state(
+    groups: Sequence[LeafGroups], treedef: Any, state: SplitLBIState, lean: bool, auto: bool
+) -> None:
+    """A state made for another structure is an error at once, not a wrong number later.
+
+    Raises:
+        ValueError: naming the first leaf that differs.
+        TypeError: for a state of another transformation.
+    """
+    if not isinstance(state, SplitLBIState):
+        raise TypeError(
+            f"expected a SplitLBIState, got {type(state).__name__}; give the state that init of "
+            "this same transformation made"
+        )
+    hint = "it was made for other parameters or another structure; call init again"
+    try:
+        v = treedef.flatten_up_to(state.v)
+        shrink = shrink_leaves(treedef, state.shrink)
+        ties = tie_leaves(treedef, state.ties)
+    except ValueError as error:
+        raise ValueError(f"the state does not fit the parameters: {hint} ({error})") from None
+    # An empty tuple of parameters has an empty tuple for its Γ, lean or not.
+    if groups and lean != (isinstance(state.gamma, tuple) and state.gamma == ()):
+        raise ValueError(
+            f"the state was made with lean={not lean}, the transformation with lean={lean}; call "
+            "init again"
+        )
+    if auto != (state.auto != ()):
+        made = "a given λ" if auto else "lam='auto'"
+        raise ValueError(f"the state was made with {made}, the transformation not; call init again")
+    for leaf, value, (strength, _, _), tie in zip(groups, v, shrink, ties, strict=True):
+        expected = "a dense leaf" if leaf.counts is None else f"groups {leaf.counts}"
+        got = "a dense leaf"
+        if value.dtype != bool:
+            got = f"groups {value.shape if strength.dtype == bool else strength.shape}"
+        if value.shape != leaf.shape or got != expected:
+            raise ValueError(
+                f"the state does not fit {leaf.path or 'the parameters'}: it holds {got} in shape "
+                f"{value.shape}, expected {expected} in shape {leaf.shape}; {hint}"
+            )
+        if (tie is None) != (leaf.joint is None):
+            held, asked = ("its own", "joint") if tie is None else ("joint", "its own")
+            raise ValueError(
+                f"the state does not fit {leaf.path}: the leaf's groups are {held} in the state, "
+                f"{asked} in the structure; {hint}"
+            )
+
+
+def get_state(opt_state: Any, *, merge: bool = False) -> SplitLBIState:
+    """The `SplitLBIState` inside an optimizer state, wherever it is nested.
+
+    Args:
+        opt_state: any Optax state.
+        merge: with several states (`optax.partition`), the one whose trees take every leaf from
+            the state that holds it; its scalars are those of the first.
+
+    Raises:
+        ValueError: if there is none, or more than one and `merge` is False.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import dessilbi_jax as dl
+        >>> tx = optax.chain(optax.clip(1.0), dl.dessilbi(0.1, lam=0.1))
+        >>> int(dl.get_state(tx.init({"kernel": jnp.ones((2, 2))})).count)
+        0
+    """
+    found = [
+        (jax.tree_util.keystr(keys), leaf)
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_state)[0]
+        if _is_state(leaf)
+    ]
+    if not found:
+        raise ValueError(
+            "no SplitLBIState in this optimizer state; was it made by dl.dessilbi, "
+            "dl.add_split_lbi or dl.wrap?"
+        )
+    if len(found) == 1:
+        return found[0][1]
+    if not merge:
+        raise ValueError(
+            f"{len(found)} SplitLBIStates in this optimizer state, at "
+            f"{', '.join(where for where, _ in found)}: give merge=True to join them, or pick one"
+        )
+    states = [state for _, state in found]
+    return states[0]._replace(
+        ties=_overlay_ties(states),
+        v=_overlay([s.v for s in states]),
+        gamma=_overlay([s.gamma for s in states]),
+        shrink=Shrink(*(_overlay([s.shrink[k] for s in states]) for k in range(3))),
+    )
+
+
+def gamma(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
+    """Γ as a tree, rebuilt from V when the state is lean.
+
+    Dense leaves have no Γ: they hold the parameters where `params` is given (so that the
+    result is the sparse network), else bool zeros.
+
+    Args:
+        opt_state: any Optax state that holds a `SplitLBIState`, or that state itself.
+        params: the parameters; needed under `optax.masked` and `optax.partition`, which hide
+            leaves from the state.
+        merge: join several states; see `get_state`.
+
+    Raises:
+        ValueError: no state or several, or `params` needed and not given.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dessilbi_jax as dl
+        >>> params = {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}
+        >>> state = dl.dessilbi(0.1, lam=0.1, lean=True).init(params)
+        >>> dl.gamma(state, params)
+        {'bias': Array([1., 1.], dtype=float32), 'kernel': Array([[0., 0.]], dtype=float32)}
+    """
+
+    def leaf_gamma(v: jax.Array, stored: Any, shrink: Shrink, p: Any) -> Any:
+        if v.dtype == bool:
+            return jnp.zeros_like(v) if p is None else p
+        return apply_shrink(v, shrink) if stored is None else stored
+
+    return _map_leaves(leaf_gamma, get_state(opt_state, merge=merge), params, lambda p: p)
+
+
+def support(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
+    """The support of Γ as a tree of bool arrays: True = selected; dense leaves are all True.
+
+    A selected group is True as a whole, also where single entries of its V happen to be 0.
+
+    Arguments and errors are those of `gamma`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dessilbi_jax as dl
+        >>> state = dl.dessilbi(0.1, lam=0.1).init({"kernel": jnp.ones((1, 2))})
+        >>> dl.support(state)
+        {'kernel': Array([[False, False]], dtype=bool)}
+    """
+
+    def leaf_support(v: jax.Array, stored: Any, shrink: Shrink, _: Any) -> Any:
+        if v.dtype == bool:
+            return jnp.ones_like(v)
+        # Made like V, the mask of whole groups lies on the devices as V does.
+        return jnp.zeros_like(v, dtype=bool) | expand(select(v, shrink), v.shape)
+
+    def hidden(p: jax.Array) -> jax.Array:
+        return jnp.ones_like(p, dtype=bool)
+
+    return _map_leaves(leaf_support, get_state(opt_state, merge=merge), params, hidden)
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, SplitLBIState)
+
+
+def _is_hidden(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def _overlay(trees: Sequence[Any]) -> Any:
+    """Every leaf from the first tree that does not hide it."""
+    flat: list[tuple[list[Any], Any]] = [
+        jax.tree.flatten(tree, is_leaf=_is_hidden) for tree in trees
+    ]
+    if any(treedef != flat[0][1] for _, treedef in flat):
+        raise ValueError("states of different parameter trees cannot be merged; pick one")
+    leaves = [
+        next((x for x in column if not _is_hidden(x)), column[0])
+        for column in zip(*(leaves for leaves, _ in flat), strict=True)
+    ]
+    return jax.tree.unflatten(flat[0][1], leaves)
+
+
+def _overlay_ties(states: Sequence[SplitLBIState]) -> Any:
+    """The ties of several states: groups of different states stay different groups."""
+    if all(isinstance(s.ties, tuple) and s.ties == () for s in states):
+        return ()
+    trees, start = [], jnp.int32(0)
+    for state in states:
+        v, treedef = jax.tree.flatten(state.v, is_leaf=_is_hidden)
+        ties = jax.tree.leaves(state.ties, is_leaf=_is_hidden) or [
+            x if _is_hidden(x) else jnp.zeros((1,) * x.ndim, bool) for x in v
+        ]
+        joint = [x for x in ties if not _is_hidden(x) and x.dtype != bool]
+        shift = start - functools.reduce(jnp.minimum, [jnp.min(x) for x in joint], start)
+        ties = [x if _is_hidden(x) or x.dtype == bool else x + shift for x in ties]
+        start = functools.reduce(jnp.maximum, [jnp.max(x) + shift + 1 for x in joint], start)
+        trees.append(jax.tree.unflatten(treedef, ties))
+    return _overlay(trees)
+
+
+def _map_leaves(
+    function: Callable[..., Any], state: SplitLBIState, params: Any, hidden: Callable[[Any], Any]
+) -> Any:
+    """`function(v, stored Γ or None, Shrink, parameter or None)` over the leaves of a state."""
+    v, treedef = jax.tree.flatten(state.v, is_leaf=_is_hidden)
+    if params is None:
+        if any(_is_hidden(leaf) for leaf in v):
+            raise ValueError(
+                "some leaves are hidden from this state (optax.masked or optax.partition); give "
+                "the parameters as params= to fill them in"
+            )
+        given = [None] * len(v)
+    else:
+        given, treedef = jax.tree.flatten(params)
+        if len(given) != len(v):
+            raise ValueError(
+                f"the parameters have {len(given)} leaves, the state was made for {len(v)}"
+            )
+    flat = [jax.tree.leaves(tree, is_leaf=_is_hidden) for tree in state.shrink]
+    stored = jax.tree.leaves(state.gamma, is_leaf=_is_hidden) or [None] * len(v)
+    out = [
+        hidden(p) if _is_hidden(leaf) else function(leaf, g, Shrink(*s), p)
+        for leaf, g, s, p in zip(v, stored, zip(*flat, strict=True), given, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, out)

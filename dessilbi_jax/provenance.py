@@ -1,0 +1,45 @@
+"""What a result hangs on: versions of packages, and the machine."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """Returns what a run is timed on.
+
+    Example:
+        >>> sorted(machine())
+        ['cores', 'cpu', 'platform']
+    """
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(terse=True),
+    }
+
+
+def _cpu() -> str:
+    """Returns the processor's name as the system gives it."""
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a ticket's numbers depend on."""
+    return {package: _version(package) for package in ("dessilbi_jax", "jax", "optax", "numpy")}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # used from a checkout
+        return "not installed"

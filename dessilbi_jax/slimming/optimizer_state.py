@@ -1,0 +1,82 @@
+"""Cutting the state of an optimizer together with its parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dessilbi_jax.dependency.plan import Plan
+from dessilbi_jax.optimizer.auto_lam import Automatic
+from dessilbi_jax.optimizer.state import SplitLBIState
+from dessilbi_jax.tree import leaf_paths
+
+
+def _own(leaf: Any) -> Any:
+    """A copy, so that donating the smaller network leaves the other one whole."""
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
+
+
+def _cut_state(opt_state: Any, plan: Plan, before: Any, after: Any) -> Any:
+    """An optimizer state with every array that belongs to a leaf of the plan cut alike.
+
+    Trees of modules that keep sizes of their own (Equinox) become those of the smaller network.
+    """
+    treedef = jax.tree.structure(opt_state)
+    ours = _state_arrays(opt_state)
+    leaves = []
+    for path, leaf in leaf_paths(opt_state):
+        known = [k for k in plan.shapes if path == k or path.endswith(f"/{k}")]
+        # Parts of the plan's paths: of Linen's `params/fc/kernel` the state has `fc/kernel`.
+        known = known or [k for k in plan.shapes if _shared(path, k)]
+        if known and np.ndim(leaf) and id(leaf) not in ours:
+            leaf = plan.cut(max(known, key=len), leaf)
+        leaves.append(_own(leaf))
+    cut = _renumbered(jax.tree.unflatten(treedef, leaves))
+    old: Any = jax.tree.structure(before)
+    new: Any = jax.tree.structure(after)
+    if old == new:
+        return cut
+    return jax.tree.map(
+        lambda x: jax.tree.unflatten(new, jax.tree.leaves(x)) if _has_form(x, old) else x,
+        cut,
+        is_leaf=lambda x: _has_form(x, old),
+    )
+
+
+def _has_form(x: Any, treedef: Any) -> bool:
+    return bool(jax.tree.structure(x) == treedef)
+
+
+def _renumbered(opt_state: Any) -> Any:
+    """The joint groups that are left numbered from 0 on, as a state made anew has them."""
+
+    def renumber(state: Any) -> Any:
+        if not isinstance(state, SplitLBIState) or state.ties == ():
+            return state
+        leaves, treedef = jax.tree.flatten(state.ties)
+        there = [np.ravel(x) for x in leaves if x.dtype != bool]
+        known = np.unique(np.concatenate(there))
+        new = [
+            x if x.dtype == bool else jnp.asarray(np.searchsorted(known, x), x.dtype)
+            for x in leaves
+        ]
+        return state._replace(ties=jax.tree.unflatten(treedef, new))
+
+    return jax.tree.map(renumber, opt_state, is_leaf=lambda x: isinstance(x, SplitLBIState))
+
+
+def _shared(path: str, known: str) -> bool:
+    """Whether a path ends like a known one, but for the name of its collection."""
+    return path.endswith("/" + known.partition("/")[2]) and "/" in known
+
+
+def _state_arrays(opt_state: Any) -> set[int]:
+    """Arrays of the optimizer's own, such as what was found of λ, that belong to no leaf."""
+    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, SplitLBIState))
+    return {
+        id(x)
+        for s in states
+        if isinstance(s, SplitLBIState) and isinstance(s.auto, Automatic)
+        for x in s.auto
+    }

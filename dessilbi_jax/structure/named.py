@@ -1,0 +1,190 @@
+"""What a group is: from parameter paths to groups of weights.
+
+The groups of one leaf are described by a single tuple, `counts`: how many groups lie along each
+axis. The leaf is cut along axis `i` into `counts[i]` equal, contiguous pieces; a group is one
+cell of that grid. So an HWIO kernel of shape (3, 3, 16, 32) has
+
+    output filters   counts (1, 1, 1, 32)      input channels   counts (1, 1, 16, 1)
+    single weights   counts (3, 3, 16, 32)     kernel slices    counts (1, 1, 16, 32)
+    whole layer      counts (1, 1, 1, 1)       4 x 4 blocks     counts (3, 3, 4, 8)
+
+Cells of several leaves can be one group together (`LeafGroups.joint`): a filter with its bias, its
+normalisation and the inputs it feeds, say.
+
+Named structures (`filters`, `weights`, …) choose `counts` from a leaf's name and rank; the rules
+of `rules.py` choose it by the leaf's path. Everything here is plain Python on shapes.
+"""
+
+import dataclasses
+from typing import Any
+
+from dessilbi_jax.structure.leaf import LeafGroups
+from dessilbi_jax.tree import is_inexact, leaf_paths
+
+# The axes of a kernel by what they mean: h, w, d space, i input, o output.
+_LAYOUTS = {
+    "HWIO": {2: "io", 4: "hwio", 5: "dhwio"},
+    "OIHW": {2: "oi", 4: "oihw", 5: "oidhw"},
+}
+_NAME_LAYOUT = {"kernel": "HWIO", "w": "HWIO", "weight": "OIHW"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """A named choice of groups for whole networks, and a spec to use in rules.
+
+    Applied to a parameter tree, it looks at leaves named `kernel` or `w` (axes HWIO; dense:
+    inputs, outputs) and `weight` (axes OIHW; dense: outputs, inputs) with 2, 4 or 5 axes. All
+    other leaves, and those with `embed` in their path, are dense. Inside a rule it applies to
+    the leaf that the rule names, whatever that leaf is called.
+
+    Attributes:
+        name: printed name.
+        conv: the meanings (letters of `dhwio`) of the axes that index groups in convolution
+            kernels; '*' stands for every axis, None leaves convolutions dense.
+        dense: the same for kernels with two axes.
+        block: lengths of the blocks along (inputs, outputs), or None.
+        heads: number of equal pieces the head axis is cut into, or 0.
+        inputs: with `heads`, cut the input axis instead of the output axis.
+        layout: 'HWIO' or 'OIHW' to override what a leaf's name says.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import dessilbi_jax as dl
+        >>> [leaf.counts for leaf in dl.filters.resolve({"kernel": jnp.ones((3, 3, 16, 32))})]
+        [(1, 1, 1, 32)]
+        >>> torch_like = dl.filters.replace(layout="OIHW")
+        >>> [leaf.counts for leaf in torch_like.resolve({"kernel": jnp.ones((32, 16, 3, 3))})]
+        [(32, 1, 1, 1)]
+    """
+
+    name: str
+    conv: str | None
+    dense: str | None
+    block: tuple[int, int] | None = None
+    heads: int = 0
+    inputs: bool = False
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout is not None and self.layout not in _LAYOUTS:
+            raise ValueError(f"layout must be one of {sorted(_LAYOUTS)}, got {self.layout!r}")
+
+    def replace(self, **changes: Any) -> "Structure":
+        """A copy with the given attributes changed, for example `layout='OIHW'`."""
+        return dataclasses.replace(self, **changes)
+
+    def counts(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Number of groups along each axis of a leaf.
+
+        Raises:
+            ValueError: where this structure has no meaning for a leaf of that shape.
+        """
+        if self.name == "weights":
+            return shape
+        if self.name == "layers":
+            return (1,) * len(shape)
+        if self.heads:
+            return self._head_counts(path, shape)
+        layout = self.layout or _NAME_LAYOUT.get(path.rpartition("/")[2], "HWIO")
+        axes = _LAYOUTS[layout].get(len(shape))
+        indexing = self.dense if len(shape) == 2 else self.conv
+        if axes is None or indexing is None:
+            raise ValueError(f"'{self.name}' has no meaning for {len(shape)} axes")
+        if self.block is not None:
+            return self._block_counts(axes, shape)
+        if self.name in ("rows", "columns"):  # of the array as it is stored
+            axes = "io"
+        return tuple(
+            n if "*" in indexing or axis in indexing else 1
+            for n, axis in zip(shape, axes, strict=True)
+        )
+
+    def _block_counts(self, axes: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        assert self.block is not None
+        length = dict(zip("io", self.block, strict=True))
+        if any(n % length.get(axis, 1) for n, axis in zip(shape, axes, strict=True)):
+            raise ValueError(f"{shape} cannot be cut into {self.name}")
+        return tuple(n // length.get(axis, 1) for n, axis in zip(shape, axes, strict=True))
+
+    def _head_counts(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        counts = [1] * len(shape)
+        if len(shape) == 3 and self.heads in shape[:2]:  # Flax: (d, n, h) in, (n, h, d) out
+            counts[1 if shape[1] == self.heads and not self.inputs else 0] = self.heads
+        elif len(shape) == 2:
+            layout = self.layout or _NAME_LAYOUT.get(path.rpartition("/")[2], "HWIO")
+            counts[_LAYOUTS[layout][2].index("i" if self.inputs else "o")] = self.heads
+        if any(n % c for n, c in zip(shape, counts, strict=True)) or max(counts) != self.heads:
+            raise ValueError(f"{shape} has no axis of {self.heads} heads")
+        return tuple(counts)
+
+    def resolve(self, params: Any) -> list[LeafGroups]:
+        """The groups of every leaf of `params`, in the order of its leaves."""
+        return [self._resolve_leaf(path, leaf) for path, leaf in leaf_paths(params)]
+
+    def _resolve_leaf(self, path: str, leaf: Any) -> LeafGroups:
+        shape = tuple(leaf.shape)
+
+        def dense(reason: str) -> LeafGroups:
+            return LeafGroups(path, shape, None, reason=reason)
+
+        if not is_inexact(leaf):
+            return dense(f"holds {leaf.dtype}")
+        if "embed" in path.lower():
+            return dense("an embedding")
+        if path.rpartition("/")[2] not in _NAME_LAYOUT:
+            return dense("not named kernel, w or weight")
+        if self.heads and len(shape) != 3:
+            return dense("heads of two-axis kernels are chosen by a rule")
+        if len(shape) not in (2, 4, 5) and not self.heads:
+            return dense(f"{len(shape)} axes, neither dense nor convolution")
+        try:
+            counts = self.counts(path, shape)
+        except ValueError as error:
+            return dense(str(error))
+        return LeafGroups(path, shape, counts, "weights" if counts == shape else self.name)
+
+
+filters = Structure("filters", conv="o", dense="*")
+weights = Structure("weights", conv="*", dense="*")
+neurons = Structure("neurons", conv="o", dense="o")
+input_channels = Structure("input channels", conv="i", dense="i")
+slices = Structure("slices", conv="io", dense="*")
+rows = Structure("rows", conv=None, dense="i")
+columns = Structure("columns", conv=None, dense="o")
+layers = Structure("layers", conv="", dense="")
+
+
+def blocks(shape: tuple[int, int], layout: str | None = None) -> Structure:
+    """Groups of `shape` = (inputs, outputs) neighbouring channels; space indexes groups too.
+
+    A leaf that the shape does not divide stays dense (an error where a rule asks for it).
+
+    Example:
+        >>> import dessilbi_jax as dl
+        >>> dl.blocks((4, 2)).counts("fc/kernel", (8, 6))
+        (2, 3)
+    """
+    if len(shape) != 2 or any(not isinstance(n, int) or n < 1 for n in shape):
+        raise ValueError(f"blocks needs two positive lengths (inputs, outputs), got {shape!r}")
+    name = f"blocks of {shape[0]}x{shape[1]}"
+    return Structure(name, conv="*", dense="*", block=(shape[0], shape[1]), layout=layout)
+
+
+def heads(n: int, *, inputs: bool = False, layout: str | None = None) -> Structure:
+    """Groups of whole attention heads.
+
+    Kernels with three axes are Flax's (features, heads, size) and (heads, size, features).
+    Kernels with two axes are cut along their output axis into `n` equal pieces, or along the
+    input axis with `inputs=True` (the projection behind the heads); these are chosen by a rule.
+
+    Example:
+        >>> import dessilbi_jax as dl
+        >>> dl.heads(4).counts("query/kernel", (64, 4, 16))
+        (1, 4, 1)
+        >>> dl.heads(4, inputs=True).counts("proj/kernel", (64, 32))
+        (4, 1)
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"heads needs a positive number of heads, got {n!r}")
+    return Structure(f"{n} heads", conv=None, dense="o", heads=n, inputs=inputs, layout=layout)

@@ -1,0 +1,237 @@
+"""Tickets: a support to prune to, as a table, a file and a tree of masks."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dessilbi_jax.files import read, write
+from dessilbi_jax.tree import leaf_paths
+
+_KIND = "ticket"
+_FORMATS = (1,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ticket:
+    """A support of Γ to prune to.
+
+    `str(ticket)` is a table by layer.
+
+    Attributes:
+        masks: bool array of each leaf by its path, True = kept; dense leaves are all True.
+        step: step of the newest record that the ticket draws on.
+        structured: paths of the leaves that were selected in.
+        density: kept elements of the structured leaves over all of theirs.
+        note: what the request could not be met with, in words; empty when it was met.
+        card: where the ticket came from, as JSON can hold it: the request, the rule by which
+            units entered, how many are kept, metrics of the step, versions. Add to it by
+            `with_card`.
+
+    Raises:
+        ValueError: masks that are not bool arrays, a structured leaf without one, or a ticket
+            that keeps nothing of its structured leaves.
+
+    Example:
+        >>> import numpy as np
+        >>> import dessilbi_jax as dl
+        >>> masks = {"fc/kernel": np.eye(2, dtype=bool), "fc/bias": np.ones(2, bool)}
+        >>> print(dl.Ticket(masks, 10, ("fc/kernel",), 0.5))
+        ticket of step 10: 2 of 4 structured weights (50 %), 4 of 6 parameters
+        layer      kept  of  share
+        fc/kernel     2   4   50 %
+    """
+
+    masks: Mapping[str, np.ndarray]
+    step: int
+    structured: tuple[str, ...]
+    density: float
+    note: str = ""
+    card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_masks(self.masks)
+        for path in self.structured:
+            if path not in self.masks:
+                raise ValueError(f"the ticket has no mask of its structured leaf {path}")
+        if self.structured and not any(np.any(self.masks[path]) for path in self.structured):
+            raise ValueError("the ticket is empty: it keeps nothing of its structured leaves")
+
+    def __str__(self) -> str:
+        rows = [(p, int(np.sum(self.masks[p])), self.masks[p].size) for p in self.structured]
+        table = [("layer", "kept", "of", "share")]
+        table += [(p, f"{n:,}", f"{of:,}", f"{100 * n / max(of, 1):.3g} %") for p, n, of in rows]
+        wide = [max(len(row[k]) for row in table) for k in range(4)]
+        kept, total = sum(n for _, n, _ in rows), sum(of for _, _, of in rows)
+        every = sum(mask.size for mask in self.masks.values())
+        left = sum(int(np.sum(mask)) for mask in self.masks.values())
+        lines = [
+            f"ticket of step {self.step}: {kept:,} of {total:,} structured weights "
+            f"({100 * self.density:.3g} %), {left:,} of {every:,} parameters"
+        ]
+        for path, *cells in table:
+            right = [cell.rjust(n) for cell, n in zip(cells, wide[1:], strict=True)]
+            lines.append("  ".join([path.ljust(wide[0]), *right]))
+        return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
+
+    def mask(self, params: Any) -> Any:
+        """The masks as a tree like `params`.
+
+        Raises:
+            ValueError: where a leaf is missing or of another shape, naming the first; masks
+                that were edited to another dtype.
+        """
+        return masks_like(self.masks, params)
+
+    def with_card(self, **facts: Any) -> "Ticket":
+        """The same ticket with more on its card, for example `seed=0, accuracy=0.98`."""
+        return dataclasses.replace(self, card={**self.card, **facts})
+
+    def transfer(self, params: Any, *, drop: str | Sequence[str] = ()) -> "Ticket":
+        """The ticket for a network that differs in some leaves, such as one with another head.
+
+        Args:
+            params: the other network's parameters.
+            drop: regular expressions searched in leaf paths. What they match is dense in the
+                result, whatever this ticket says of it; every other leaf must fit.
+
+        Raises:
+            ValueError: a leaf that does not fit and is not dropped, a pattern that matches
+                nothing, or nothing selected left.
+
+        Example:
+            >>> import jax.numpy as jnp, numpy as np
+            >>> import dessilbi_jax as dl
+            >>> masks = {"fc": np.eye(2, dtype=bool), "head": np.ones((2, 10), bool)}
+            >>> ticket = dl.Ticket(masks, 10, ("fc", "head"), 22 / 24)
+            >>> other = {"fc": jnp.ones((2, 2)), "head": jnp.ones((2, 3))}
+            >>> ticket.transfer(other, drop="head").masks["head"].shape
+            (2, 3)
+        """
+        patterns = (drop,) if isinstance(drop, str) else tuple(drop)
+        shapes = {path: tuple(leaf.shape) for path, leaf in leaf_paths(params)}
+        known = set(shapes) | set(self.masks)
+        for pattern in patterns:
+            if not any(re.search(pattern, path) for path in known):
+                raise ValueError(
+                    f"drop: {pattern!r} matches no leaf of the ticket or of the parameters"
+                )
+        dropped = {path for path in known if any(re.search(p, path) for p in patterns)}
+        _check_fit({p: m for p, m in self.masks.items() if p not in dropped}, {
+            p: shape for p, shape in shapes.items() if p not in dropped
+        }, "; name it by drop= to leave it dense")  # fmt: skip
+        masks = {
+            path: np.ones(shape, bool) if path in dropped else self.masks[path]
+            for path, shape in shapes.items()
+        }
+        structured = tuple(path for path in self.structured if path not in dropped)
+        if not structured:
+            raise ValueError("drop leaves nothing of the ticket: all its structured leaves match")
+        card = {**self.card, "transferred": {"dropped": sorted(dropped)}}
+        return make_ticket(masks, self.step, structured, self.note, card)
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Writes one .npz file, at once or not at all: masks at one bit an element, card as JSON.
+
+        Raises:
+            ValueError: masks that were edited to another dtype, or a card that JSON cannot hold.
+        """
+        _check_masks(self.masks)
+        header = {
+            "kind": _KIND,
+            "format": _FORMATS[-1],
+            "shapes": {path: list(np.shape(mask)) for path, mask in self.masks.items()},
+            "step": int(self.step),
+            "structured": list(self.structured),
+            "density": float(self.density),
+            "note": self.note,
+            "card": dict(self.card),
+        }
+        masks = enumerate(self.masks.values())
+        write(Path(file), header, {f"mask_{i}": np.packbits(np.asarray(m)) for i, m in masks})
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> "Ticket":
+        """Reads a ticket that `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a damaged file, or one that holds no ticket.
+        """
+        file = Path(file)
+        if not file.exists():
+            raise FileNotFoundError(f"no ticket at {file}")
+        try:
+            header, arrays = read(file, _KIND, _FORMATS)
+            masks = {
+                path: _unpacked(arrays[f"mask_{i}"], tuple(shape))
+                for i, (path, shape) in enumerate(header["shapes"].items())
+            }
+            fields = (header[name] for name in ("density", "note", "card"))
+            return cls(masks, header["step"], tuple(header["structured"]), *fields)
+        except Exception as error:  # whatever zip, JSON or NumPy make of damaged bytes
+            raise ValueError(f"{file} is no readable ticket ({error})") from None
+
+
+def make_ticket(
+    masks: Mapping[str, np.ndarray],
+    step: int,
+    structured: tuple[str, ...],
+    note: str,
+    card: Mapping[str, Any],
+) -> Ticket:
+    """A ticket with its density counted from the masks, and sizes (kept, of) on its card."""
+    size = {path: np.array([np.sum(mask), mask.size]) for path, mask in masks.items()}
+    kept, of = sum((size[path] for path in structured), np.zeros(2, int)).tolist()
+    params = sum(size.values(), np.zeros(2, int)).tolist()
+    card = {**card, "weights": [kept, of], "params": params}
+    return Ticket(masks, step, structured, kept / max(of, 1), note, card)
+
+
+def masks_like(masks: Mapping[str, np.ndarray], params: Any) -> Any:
+    """Masks by leaf path as a tree like `params`.
+
+    Raises:
+        ValueError: masks of another dtype or, naming the first, leaves that do not fit.
+    """
+    _check_masks(masks)
+    named = leaf_paths(params)
+    _check_fit(masks, {path: tuple(leaf.shape) for path, leaf in named}, "")
+    leaves = [jnp.asarray(masks[path]) for path, _ in named]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _check_masks(masks: Mapping[str, Any]) -> None:
+    for path, mask in masks.items():
+        dtype = str(getattr(mask, "dtype", type(mask).__name__))
+        if dtype != "bool":
+            raise ValueError(f"the ticket's mask of {path} is {dtype}, expected an array of bool")
+
+
+def _check_fit(
+    masks: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], advice: str
+) -> None:
+    for path, shape in shapes.items():
+        there = tuple(masks[path].shape) if path in masks else "nothing"
+        if there != shape:
+            raise ValueError(
+                f"the ticket does not fit {path}: the parameters have shape {shape}, the ticket "
+                f"{there}; it was made for another network, or optax.masked hid the leaf from "
+                f"the state{advice}"
+            )
+    for path in masks:
+        if path not in shapes:
+            raise ValueError(f"the ticket names {path}, which the parameters lack{advice}")
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    size = int(np.prod(shape, dtype=np.int64))
+    if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
+        raise ValueError(f"{bits.shape} bytes of {bits.dtype} are no mask of shape {shape}")
+    return np.unpackbits(bits, count=size).astype(bool).reshape(shape)

@@ -1,0 +1,1 @@
+"""Where a run computes: meshes of devices, several processes, the allocator of a CPU."""

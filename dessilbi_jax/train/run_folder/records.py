@@ -1,0 +1,195 @@
+"""What is kept of a run as it goes: metrics.jsonl, path.npz and norms.npz."""
+
+import io
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dessilbi_jax as dl
+from dessilbi_jax import files, run_files
+from dessilbi_jax.train.devices import processes
+from dessilbi_jax.tree import leaf_paths, to_host
+
+SAMPLED = 48  # groups of a leaf whose norms are followed
+FILES = (run_files.METRICS, run_files.PATH, run_files.NORMS)
+
+
+def record_steps(steps_per_epoch: int, epochs: int, records_per_epoch: int) -> frozenset[int]:
+    """Returns the steps of a run that are recorded: 1, 3, 9, … in the first epoch, then evenly.
+
+    Example:
+        >>> sorted(record_steps(30, 2, 2))
+        [1, 3, 9, 15, 27, 30, 45, 60]
+    """
+    early = {3**k for k in range(math.ceil(math.log(steps_per_epoch + 1, 3)))}
+    even = {
+        round(steps_per_epoch * k / records_per_epoch)
+        for k in range(1, epochs * records_per_epoch + 1)
+    }
+    return frozenset(step for step in early if step < steps_per_epoch) | frozenset(even - {0})
+
+
+class Records:
+    """The records of one run, in memory and in its folder.
+
+    Of several processes each has them in memory, and the first writes them.
+
+    Attributes:
+        path: the solution path.
+        lines: the records as metrics.jsonl has them, one dict each.
+
+    Args:
+        run: the run's folder.
+        seed: of the choice of the groups whose norms are followed.
+    """
+
+    def __init__(self, run: Path, seed: int) -> None:
+        self.run = run
+        self.path = dl.SolutionPath()
+        self.lines: list[dict[str, Any]] = []
+        self._seed = seed
+        self._index: dict[str, np.ndarray] = {}
+        self._w: dict[str, list[np.ndarray]] = {}
+        self._gamma: dict[str, list[np.ndarray]] = {}
+        self._text = b""
+
+    def add(self, line: dict[str, Any], params: Any, opt_state: Any) -> dict[str, Any]:
+        """Adds a record and writes its line; returns the line with its density.
+
+        Args:
+            line: the fields of a line of metrics.jsonl, without `density`; a `loss` of None where
+                every step since the last record was skipped.
+            params: the parameters at that step.
+            opt_state: the optimizer's state at that step.
+        """
+        names = ("epoch", "loss", "accuracy", "projected_accuracy")
+        numbers = {name: math.nan if line[name] is None else line[name] for name in names}
+        self.path.record(line["step"], opt_state, **numbers)
+        line = {**line, "density": float(self.path.density()[-1])}
+        for name, w, gamma in self._norms(params, opt_state):
+            self._w.setdefault(name, []).append(w)
+            self._gamma.setdefault(name, []).append(gamma)
+        text = (json.dumps(line, allow_nan=False) + "\n").encode()
+        if processes.is_first():
+            with (self.run / run_files.METRICS).open("ab") as stream:
+                stream.write(text)
+        self._text += text
+        self.lines.append(line)
+        return line
+
+    def _norms(self, params: Any, opt_state: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """Returns name, ‖W_g‖ and ‖Γ_g‖ of the sampled groups of each structured leaf."""
+        if not self._index:
+            for i, (name, units) in enumerate(self.path.groups.items()):
+                count = math.prod(units)
+                chosen = np.random.default_rng([self._seed, i]).permutation(count)[:SAMPLED]
+                self._index[name] = np.sort(chosen)
+        w = dict(leaf_paths(params))
+        gamma = dict(leaf_paths(dl.gamma(opt_state, params)))
+        return to_host(
+            [
+                (
+                    name,
+                    group_norms(w[name], units)[self._index[name]],
+                    group_norms(gamma[name], units)[self._index[name]],
+                )
+                for name, units in self.path.groups.items()
+            ]
+        )
+
+    def skipped(self, step: int) -> int:
+        """Returns how many steps had been skipped by a step that was recorded, 0 before any."""
+        return next((line["skipped"] for line in self.lines if line["step"] == step), 0)
+
+    def save(self) -> None:
+        """Writes path.npz and norms.npz, each at once or not at all."""
+        if not processes.is_first():
+            return
+        self.path.save(self.run / run_files.PATH)
+        arrays: dict[str, np.ndarray] = {"steps": self.path.steps}
+        for i, (name, index) in enumerate(self._index.items()):
+            arrays[f"leaf_{i}_name"] = np.array(name)
+            arrays[f"leaf_{i}_index"] = index
+            arrays[f"leaf_{i}_w"] = np.stack(self._w[name])
+            arrays[f"leaf_{i}_gamma"] = np.stack(self._gamma[name])
+        stream = io.BytesIO()
+        np.savez(stream, allow_pickle=False, **arrays)
+        files.write_atomically(self.run / run_files.NORMS, stream.getvalue())
+
+    def content(self) -> dict[str, bytes]:
+        """Returns the three files as they are after `save`, by name: what a checkpoint keeps."""
+        if not processes.is_first():
+            return {}
+        return {
+            run_files.METRICS: self._text,
+            run_files.PATH: (self.run / run_files.PATH).read_bytes(),
+            run_files.NORMS: (self.run / run_files.NORMS).read_bytes(),
+        }
+
+    def restore(self, content: dict[str, bytes]) -> None:
+        """Puts the three files back as `content` has them, and reads them.
+
+        With no content the records are empty, and the files are removed.
+        """
+        if processes.is_first():
+            self._put_back(content)
+        processes.meet("records put back")
+        if not content:
+            return
+        self._text = content[run_files.METRICS]
+        self.lines = [json.loads(line) for line in self._text.splitlines()]
+        self.path = dl.SolutionPath.load(self.run / run_files.PATH)
+        with np.load(io.BytesIO(content[run_files.NORMS]), allow_pickle=False) as arrays:
+            for i in range(sum(name.endswith("_name") for name in arrays.files)):
+                name = str(arrays[f"leaf_{i}_name"])
+                self._index[name] = arrays[f"leaf_{i}_index"]
+                self._w[name] = list(arrays[f"leaf_{i}_w"])
+                self._gamma[name] = list(arrays[f"leaf_{i}_gamma"])
+
+    def _put_back(self, content: dict[str, bytes]) -> None:
+        """Writes the files as `content` has them, or removes them."""
+        (self.run / (run_files.PATH + ".previous")).unlink(missing_ok=True)
+        for name in FILES:
+            if name in content:
+                files.write_atomically(self.run / name, content[name])
+            else:
+                (self.run / name).unlink(missing_ok=True)
+
+    def damage(self) -> str | None:
+        """Returns what is wrong with the path.npz that a stopped run left, None if nothing is."""
+        file = self.run / run_files.PATH
+        if not file.exists():
+            return None
+        try:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+                for name in arrays.files:
+                    arrays[name]
+        except Exception as error:  # whatever zip and NumPy make of damaged bytes
+            return f"{file} is damaged ({type(error).__name__})"
+        return None
+
+
+@partial(jax.jit, static_argnames="units")
+def group_norms(leaf: jax.Array, units: tuple[int, ...]) -> jax.Array:
+    """Returns the norms [groups] of a leaf's groups, in the order of the flattened `units`.
+
+    Args:
+        leaf: an array.
+        units: the shape of its groups: along each axis a divisor of the leaf's size.
+
+    Example:
+        >>> group_norms(jnp.array([[3.0, 1.0], [4.0, 0.0]]), (1, 2)).tolist()
+        [5.0, 1.0]
+    """
+    blocks: list[int] = []
+    for size, count in zip(leaf.shape, units, strict=True):
+        blocks += [count, size // count]
+    inner = tuple(range(1, 2 * leaf.ndim, 2))
+    squares = jnp.square(leaf.astype(jnp.float32)).reshape(blocks)
+    return jnp.sqrt(squares.sum(axis=inner)).reshape(-1)

@@ -1,0 +1,269 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+
+from dessilbi_jax import cli
+from dessilbi_jax.cli import train as commands
+from dessilbi_jax.train import PRESETS
+
+SHORT = ["--epochs", "1", "--density", "0.3", "--batch-size", "32"]
+
+
+def run_cli(*words):
+    """The command in a process of its own, where nothing is imported yet."""
+    return subprocess.run(
+        [sys.executable, "-m", "dessilbi_jax", *words], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run of the command, and what it printed."""
+    out = tmp_path_factory.mktemp("cli") / "demo"
+    process = run_cli("demo", *SHORT, "--out", str(out))
+    assert process.returncode == 0, process.stderr
+    return out, process
+
+
+def error_of(capsys, *words):
+    """Runs a command that must fail as a user's error does; returns its line."""
+    assert cli.main(list(words)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("dessilbi: error: ")
+    return lines[0]
+
+
+def test_a_run_prints_its_outcome_and_is_quiet_without_a_terminal(finished):
+    out, process = finished
+    lines = process.stdout.splitlines()
+    result = json.loads((out / "result.json").read_text())
+    assert process.stderr == ""
+    assert len(lines) == 6
+    assert lines[0] == f"The run in {out} is finished."
+    assert f"{result['test_accuracy']:.1%}".replace("%", " % dense") in lines[1]
+    assert lines[2].split()[:2] == ["loss", f"{result['test_loss']:.4f}"]
+    assert "30.0 % asked for" in lines[3]
+    assert "of 49,600 structured weights" in lines[3]
+    assert lines[4].strip().startswith("training   40 steps in ")
+    assert lines[5].split() == ["report", str(out / "report.html")]
+
+
+def test_the_command_is_kept_and_the_preset_named(finished):
+    out, _ = finished
+    config = json.loads((out / "config.json").read_text())
+    assert config["preset"] == "demo"
+    assert config["command"] == f"dessilbi demo {' '.join(SHORT)} --out {out}"
+    assert config["config"]["epochs"] == 1
+
+
+@pytest.mark.parametrize("option", ["--resume", "--auto-resume"])
+def test_resuming_a_finished_run_says_so(finished, capsys, option):
+    out, _ = finished
+    assert cli.main(["train", "demo", *SHORT, "--out", str(out), option]) == 0
+    captured = capsys.readouterr()
+    assert "is finished already, there is nothing to resume." in captured.out
+    assert "30.0 % asked for" in captured.out
+
+
+def test_another_run_in_the_folder_is_left_intact(finished, capsys):
+    out, _ = finished
+    before = {f: f.stat().st_mtime_ns for f in out.rglob("*")}
+    words = ["train", "demo", "--out", str(out)]
+    assert "holds another run: continue it with --resume" in error_of(capsys, *words)
+    line = error_of(capsys, *words, *SHORT, "--resume", "--nu", "3")
+    assert "another configuration: nu: 100.0, now 3.0" in line
+    assert "give one of the two" in error_of(capsys, *words, "--resume", "--overwrite")
+    assert {f: f.stat().st_mtime_ns for f in out.rglob("*")} == before
+
+
+def test_report_is_written_anew(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "report.html").unlink()
+    assert cli.main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    assert "<html" in (run / "report.html").read_text()
+
+
+def test_report_falls_back_to_the_previous_path_and_says_so(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    shutil.copy(run / "path.npz", run / "path.npz.previous")
+    (run / "path.npz").write_bytes((run / "path.npz").read_bytes()[:500])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main(["report", str(run)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(run / "report.html")
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("dessilbi: note: ")
+    assert "path.npz is damaged" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "lenet-300-mnist"], "did you mean lenet300-mnist? There are: demo,"),
+        (["train", "zzz"], "no preset is named 'zzz'. There are: demo, lenet300-mnist"),
+        (["describe", "dem"], "did you mean demo?"),
+        (["trian", "demo"], "no command 'trian'; did you mean train?"),
+        (["train"], "the following arguments are required: PRESET (see dessilbi train --help)"),
+        (["train", "demo", "--nu", "-1"], "nu must be a finite number above 0, got -1.0"),
+        (["train", "demo", "--nu", "0"], "nu must be a finite number above 0, got 0.0"),
+        (["train", "demo", "--kappa", "0"], "kappa must be a finite number above 0, got 0.0"),
+        (["train", "demo", "--lam", "-0.5"], "lam must be a finite number above 0, got -0.5"),
+        (["train", "demo", "--lam", "much"], "expected a number or 'auto', got 'much'"),
+        (["train", "demo", "--lam", "1", "--density", "0.1"], "give one of the two"),
+        (["train", "demo", "--learning-rate", "nan"], "learning_rate must be a finite"),
+        (["train", "demo", "--density", "1.5"], "density must be a finite number above 0 and at"),
+        (["train", "demo", "--epochs", "0"], "epochs must be an integer of at least 1, got 0"),
+        (["train", "demo", "--epochs", "1.5"], "invalid int value: '1.5'"),
+        (["train", "demo", "--variant", "tolbox"], "got 'tolbox'; did you mean toolbox?"),
+        (["train", "demo", "--structure", "filter"], "got 'filter'; did you mean filters?"),
+        (["train", "demo", "--optimizer", "lion"], "optimizer must be one of sgd, adam"),
+        (["train", "demo", "--batch-size", "2000"], "batch_size 2000 is larger than the 1293"),
+        (["train", "demo", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["train", "demo", "--resume"], "nothing to resume: there is no run in runs/demo"),
+        (["train", "lenet5-mnist", "--data-dir", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere is not a folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_users_error_is_one_line_and_leaves_nothing(words, message, capsys, tmp_path):
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        assert message in error_of(capsys, *words)
+    finally:
+        os.chdir(here)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_folder_half_there_is_one_line(capsys, tmp_path):
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    line = error_of(
+        capsys, "train", "lenet300-mnist", "--data-dir", str(tmp_path), "--out", str(tmp_path / "o")
+    )
+    assert "mnist" in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_of_other_things_is_never_written_to(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    for extra in ([], ["--overwrite"]):
+        line = error_of(capsys, "demo", "--out", str(tmp_path), *extra)
+        assert "not of a run (thesis.tex)" in line
+    (tmp_path / "thesis.tex").rename(tmp_path / "config.json")
+    error_of(capsys, "demo", "--out", str(tmp_path), "--overwrite")
+    assert [f.read_text() for f in tmp_path.iterdir()] == ["mine"]
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(ValueError, match="nu must be a finite number"):
+        cli.main(["train", "demo", "--nu", "0", "--debug"])
+    with pytest.raises(ValueError, match="no preset is named"):
+        cli.main(["--debug", "train", "zzz"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (FloatingPointError("the loss is not\nfinite"), 1, "error: the loss is not finite"),
+        (RuntimeError("odd"), 1, "error: RuntimeError: odd (--debug shows where)"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "Permission denied: '/x'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "error: MemoryError"),
+        (ModuleNotFoundError("No module named 'flax'"), 2, "pip install 'dessilbi_jax[train]'"),
+    ],
+)
+def test_exit_codes(error, code, line, monkeypatch, capsys):
+    def fail(args, words):
+        raise error
+
+    monkeypatch.setattr(commands, "train", fail)
+    assert cli.main(["demo"]) == code
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_warnings_are_one_line_and_the_handler_comes_back(monkeypatch, capsys):
+    def warn(args, words):
+        warnings.simplefilter("always")
+        warnings.warn("path.npz is\ndamaged", stacklevel=1)
+
+    monkeypatch.setattr(commands, "train", warn)
+    before = warnings.showwarning
+    assert cli.main(["demo"]) == 0
+    assert capsys.readouterr().err == "dessilbi: note: path.npz is damaged\n"
+    assert warnings.showwarning is before
+
+
+def test_presets_lists_all_with_their_commands(capsys):
+    assert cli.main(["presets"]) == 0
+    out = capsys.readouterr().out
+    assert all(preset.command in out and preset.about in out for preset in PRESETS.values())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_describe_shows_configuration_and_groups(name, capsys):
+    assert cli.main(["describe", name, "--nu", "33"]) == 0
+    out = capsys.readouterr().out
+    assert "nu                33.0" in out
+    assert "kernel" in out
+
+
+def test_info_names_versions_and_devices(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "jax" in out
+    assert "devices" in out
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])
+def test_help(words, capsys):
+    assert cli.main(words) == 0
+    assert "usage: dessilbi" in capsys.readouterr().out
+
+
+def test_help_and_presets_import_nothing_heavy():
+    code = (
+        "import sys, dessilbi_jax.cli as c\n"
+        "assert c.main(['train', '--help']) == c.main(['presets']) == 0\n"
+        "heavy = {'flax', 'orbax', 'matplotlib', 'tensorflow_datasets', 'array_record', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.splitlines()[-1] == "[]", process.stderr
+
+
+def test_sigterm_leaves_a_run_that_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    words = ["demo", "--epochs", "100000", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dessilbi_jax", *words], stderr=subprocess.PIPE, text=True
+    )
+    checkpoints = out / "checkpoints"
+    while process.poll() is None and not any(checkpoints.glob("*/checksums.json")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    step = max(int(d.name) for d in checkpoints.iterdir())
+    assert err == (
+        f"dessilbi: stopped at step {step} of 2000000; go on with: "
+        f"dessilbi {' '.join(words)} --resume\n"
+    )
+    assert (checkpoints / str(step) / "checksums.json").exists()
+    last = (out / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["step"] <= step
