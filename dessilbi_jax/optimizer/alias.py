@@ -6,8 +6,6 @@ One step, all right-hand sides old values (Fu et al., ICML 2020, Eq. 4, 6 and 7)
     W' = W − learning_rate · direction(G)
     V' = V + learning_rate/(κν) · (W − Γ)
     Γ' = prox_{κΩ_λ}(κV'),  which is κ·prox_{Ω_λ}(V') for the lasso and the group lasso
-
-V needs no gradient, so `add_split_lbi` adds (W − Γ)/ν to whatever passes through it.
 """
 
 import functools

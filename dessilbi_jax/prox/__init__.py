@@ -5,7 +5,7 @@ lean state, tickets and statistics shrink alike. Pure functions of arrays and gr
 knows of steps, states or networks.
 """
 
-from dessilbi_jax.prox.joint_sums import joint_sums
+from dessilbi_jax.prox.joint import joint_sums
 from dessilbi_jax.prox.norms import expand, group_norm, group_norms, group_sum
 from dessilbi_jax.prox.penalty import (
     Penalty,

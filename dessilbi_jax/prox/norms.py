@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from dessilbi_jax.prox.joint_sums import joint_sums
+from dessilbi_jax.prox.joint import joint_sums
 from dessilbi_jax.structure.joint import Numbers
 
 

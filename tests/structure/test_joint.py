@@ -26,7 +26,7 @@ from trajectories import (
 
 import dessilbi_jax as dl
 from dessilbi_jax.optimizer import auto_lam
-from dessilbi_jax.prox import joint_sums
+from dessilbi_jax.prox.joint import joint_sums
 from dessilbi_jax.prox.norms import group_norms
 from dessilbi_jax.prox.penalty import Penalty, shrink_all
 from dessilbi_jax.prox.shrink import apply_shrink
@@ -262,7 +262,7 @@ def test_sums_over_groups_of_very_different_sizes(count):
     numbers = [[*([0] * count), 1, 2, 2], random.integers(0, 9, 12).tolist()]
     cells = [random.normal(size=count + 3), random.normal(size=(3, 4))]
     with jax.enable_x64(True):
-        sums = jax.jit(functools.partial(joint_sums.joint_sums, [*numbers, None]))
+        sums = jax.jit(functools.partial(joint_sums, [*numbers, None]))
         got = sums([*map(jnp.asarray, cells), jnp.ones(2)])
     flat, row = np.concatenate([x.ravel() for x in cells]), np.concatenate(numbers)
     expected = np.array([flat[row == n].sum() for n in row])

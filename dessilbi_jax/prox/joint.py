@@ -25,7 +25,7 @@ def joint_sums(joint: Sequence[Numbers], cells: Sequence[jax.Array]) -> list[jax
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dessilbi_jax.prox.joint_sums import joint_sums
+        >>> from dessilbi_jax.prox.joint import joint_sums
         >>> a, b = joint_sums([(0, 1), (1, 1)], [jnp.array([1.0, 2.0]), jnp.array([[3.0], [4.0]])])
         >>> a.tolist(), b.tolist()
         ([1.0, 9.0], [[9.0], [9.0]])
