@@ -30,6 +30,7 @@ from dessilbi_jax.prox.joint import joint_sums
 from dessilbi_jax.prox.norms import group_norms
 from dessilbi_jax.prox.penalty import Penalty, shrink_all
 from dessilbi_jax.prox.shrink import apply_shrink
+from dessilbi_jax.structure.joint import count_groups
 from dessilbi_jax.structure.leaf import LeafGroups
 from dessilbi_jax.structure.rules import resolve
 from dessilbi_jax.tree import leaf_paths
@@ -141,7 +142,7 @@ def test_gamma_of_random_ties_equals_the_naive_one(leaves, name, lam, kappa, see
         chosen = sum(len(groups[key]) for key, on in selected.items() if on)
         assert float(by_element) == pytest.approx(chosen / sum(x.size for x in v), rel=1e-6)
         assert float(by_group) == pytest.approx(sum(selected.values()) / len(groups), rel=1e-6)
-        assert joint_sums.count_groups(leaves) == len(groups)
+        assert count_groups(leaves) == len(groups)
 
 
 @pytest.mark.parametrize(
