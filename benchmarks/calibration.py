@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration --data-dir DIR
 
-Runs `lam="auto"` on a fixed list of 40 short runs that covers every pair of levels of network,
+Runs `dl.auto` on a fixed list of 40 short runs that covers every pair of levels of network,
 target, optimizer, ν, learning-rate schedule and placement at least once, and reports reached
 over asked. Stops and goes on where it was.
 """
@@ -85,11 +85,14 @@ def execute(run: dict[str, Any], data_dir: str, seed: int) -> dict[str, Any]:
     setting = Setting(network, NETWORKS[network], epochs=1, rate=peak, batch=BATCH[network])
     work = Work(setting, seed, data_dir)
     rate = schedule(run["schedule"], peak, steps)
-    settings: dict[str, Any] = {"nu": run["nu"], "lam": "auto", "steps": steps}
+    settings: dict[str, Any] = {"nu": run["nu"]}
     if kind == "weights":
-        settings |= {"structure": dl.weights, "density": asked}
+        settings |= {"structure": dl.weights, "lam": dl.auto(density=asked, steps=steps)}
     else:  # convolution kernels by filter, dense kernels dense
-        settings |= {"structure": dl.filters.replace(dense=None), "group_density": asked}
+        settings |= {
+            "structure": dl.filters.replace(dense=None),
+            "lam": dl.auto(group_density=asked, steps=steps),
+        }
     if run["optimizer"] == "adam":
         tx = optax.chain(
             optax.scale_by_adam(),

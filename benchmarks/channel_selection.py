@@ -189,7 +189,7 @@ def run(
     rate = schedule(setting)
     sgd = optax.sgd(rate, MOMENTUM)
     tx = dl.dessilbi(
-        rate, nu=setting.nu, lam="auto", group_density=setting.group_density, steps=steps,
+        rate, nu=setting.nu, lam=dl.auto(group_density=setting.group_density, steps=steps),
         momentum=MOMENTUM, structure=dl.channels(groups),
     )  # fmt: skip
     path = dl.SolutionPath()

@@ -131,7 +131,7 @@ def optimizers(groups: Any) -> dict[str, tuple[optax.GradientTransformation, Any
         tx = dl.dessilbi(0.1, nu=100.0, momentum=0.9, structure=structure, **({"lam": 0.05} | kw))
         return tx, structure
 
-    auto: dict[str, Any] = {"lam": "auto", "density": 0.05, "steps": 10**4}
+    auto: dict[str, Any] = {"lam": dl.auto(density=0.05, steps=10**4)}
     return {
         "adam": (optax.adam(1e-3), None),
         "weights": ours(dl.weights),

@@ -7,7 +7,7 @@ the density of Γ (share of the weights in its support), and the test accuracy o
 projected on that support. `learning_rate` is κα in this library; it is the same for all κ.
 
 λ is fixed for a network, as in the paper, so that κ and ν move the density and not λ with them.
-Where the paper has no λ for a network, it is what `lam="auto"` finds at κ = 1, ν = 100 for the
+Where the paper has no λ for a network, it is what `dl.auto` finds at κ = 1, ν = 100 for the
 density named in the configuration, rounded to two digits, with its factors between filters and
 single weights, whose norms are of different sizes; seed 0. As prox is homogeneous, Γ is
 prox of κV at κλ: at a fixed rate, κ does what κ times as large a λ would do.
@@ -54,7 +54,7 @@ class Case:
         setting: network, data and schedule.
         structure: of Γ, by name.
         lam: λ; None: chosen for `density`.
-        density: what `lam="auto"` aims at where λ is chosen.
+        density: what `dl.auto` aims at where λ is chosen.
         pairs: (κ, ν).
         seeds: how many.
         points: measurements an epoch; below 1, epochs between two of them are 1/points.
@@ -121,7 +121,7 @@ def optimizer(
     if case.published and lam is not None:
         return papers.optimizer(rate, case.setting.momentum, case.structure, kappa, nu, lam.value)
     structure: Any = getattr(dl, case.structure)
-    chosen: dict[str, Any] = {"lam": "auto", "density": case.density, "steps": steps}
+    chosen: dict[str, Any] = {"lam": dl.auto(density=case.density, steps=steps)}
     if lam is not None:
         chosen = {"lam": lam.value}
         own = [(f"^{re.escape(path)}$", structure, {"lam": lam.value * factor})

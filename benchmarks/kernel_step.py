@@ -28,6 +28,7 @@ import optax
 import dessilbi_jax as dl
 from benchmarks.harness.results import write
 from benchmarks.optimizer_step import MODELS, Shapes
+from dessilbi_jax.optimizer.kernels import choice
 
 COST = {"cpu": "not measured: needs an accelerator"}
 
@@ -39,10 +40,19 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     out = {"adam": optax.adam(1e-3)}
     for state in ("lean", "full"):
         for kernel in ("xla", "pallas"):
-            out[f"{state}, {kernel}"] = dl.dessilbi(
-                0.1, nu=100.0, lam=0.05, momentum=0.9, lean=state == "lean", kernel=kernel
-            )
+            tx = dl.dessilbi(0.1, nu=100.0, lam=0.05, momentum=0.9, lean=state == "lean")
+            out[f"{state}, {kernel}"] = taking(kernel, tx)
     return out
+
+
+def taking(kernel: choice.Kernel, tx: optax.GradientTransformation) -> Any:
+    """The transformation, traced with that kernel."""
+
+    def update(*args: Any) -> Any:
+        with choice.taking(kernel):
+            return tx.update(*args)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def least_bytes(name: str, params: Any, state: Any) -> int:

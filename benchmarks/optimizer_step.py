@@ -84,7 +84,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     def ours(**kw: Any) -> optax.GradientTransformation:
         return dl.dessilbi(0.1, nu=100.0, momentum=0.9, **({"lam": 0.05} | kw))
 
-    auto: dict[str, Any] = {"lam": "auto", "density": 0.05, "steps": 10**6}
+    auto: dict[str, Any] = {"lam": dl.auto(density=0.05, steps=10**6)}
     return {
         "sgd": optax.sgd(0.1, momentum=0.9),
         "adam": optax.adam(1e-3),

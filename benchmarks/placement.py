@@ -40,7 +40,7 @@ def _selecting(
     rate: Any, momentum: float, steps: int, nu: float, density: float, variant: Any, at: float
 ) -> optax.GradientTransformation:
     return dl.dessilbi(
-        rate, nu=nu, lam="auto", density=density, steps=steps, at=at, momentum=momentum,
+        rate, nu=nu, lam=dl.auto(density=density, steps=steps, at=at), momentum=momentum,
         variant=variant, structure=dl.weights,
     )  # fmt: skip
 

@@ -9,9 +9,11 @@ from dessilbi_jax.dependency import (
     channels,
 )
 from dessilbi_jax.optimizer import (
+    Auto,
     Diagnosis,
     SplitLBIState,
     add_split_lbi,
+    auto,
     calibrate,
     dessilbi,
     diagnose,
@@ -46,23 +48,16 @@ from dessilbi_jax.tickets import (
     keep_support,
     project,
     rewind,
-)
-from dessilbi_jax.tickets.toolbox import (
-    Extracted,
-    extract,
-    prune_by_percent,
-    prune_order,
-    recover,
-    reinitialise,
+    toolbox,
 )
 
 __all__ = [
+    "Auto",
     "ChannelGroups",
     "ChannelSet",
     "Channels",
     "Description",
     "Diagnosis",
-    "Extracted",
     "Plan",
     "Rules",
     "Slim",
@@ -72,6 +67,7 @@ __all__ = [
     "Ticket",
     "TicketMonitor",
     "add_split_lbi",
+    "auto",
     "blocks",
     "calibrate",
     "channel_groups",
@@ -81,7 +77,6 @@ __all__ = [
     "dessilbi",
     "diagnose",
     "elastic_net",
-    "extract",
     "filters",
     "gamma",
     "get_state",
@@ -93,10 +88,6 @@ __all__ = [
     "load_slim",
     "neurons",
     "project",
-    "prune_by_percent",
-    "prune_order",
-    "recover",
-    "reinitialise",
     "rewind",
     "rows",
     "save_slim",
@@ -105,6 +96,7 @@ __all__ = [
     "sparse_group_lasso",
     "step_size_bound",
     "support",
+    "toolbox",
     "weights",
     "wrap",
 ]

@@ -28,7 +28,7 @@ def _optimizer(
     rate: optax.Schedule, momentum: float, steps: int, nu: float, opened: float, within: bool
 ) -> optax.GradientTransformation:
     tx = dl.dessilbi(
-        rate, 1.0, nu, lam="auto", density=opened, steps=steps, structure=dl.weights,
+        rate, 1.0, nu, lam=dl.auto(density=opened, steps=steps), structure=dl.weights,
         momentum=momentum,
     )  # fmt: skip
     return optax.chain(tx, dl.keep_support(masks.everything)) if within else tx

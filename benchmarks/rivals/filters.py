@@ -203,7 +203,7 @@ def _splitting(
     kind: Kind, rate: optax.Schedule, momentum: float, steps: int, nu: float, group_density: float
 ) -> optax.GradientTransformation:
     return dl.dessilbi(
-        rate, nu=nu, lam="auto", group_density=group_density, steps=steps, momentum=momentum,
+        rate, nu=nu, lam=dl.auto(group_density=group_density, steps=steps), momentum=momentum,
         structure=dl.channels(channel_groups(kind)),
     )  # fmt: skip
 

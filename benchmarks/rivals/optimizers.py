@@ -87,7 +87,7 @@ def l2(trained: Tree) -> jax.Array:
 def _dessilbi(variant: Any = "toolbox", **kw: Any) -> Make:
     def make(rate: optax.Schedule, steps: int) -> optax.GradientTransformation:
         return dl.dessilbi(
-            rate, kappa=1.0, nu=100.0, lam="auto", density=0.1, steps=steps,
+            rate, kappa=1.0, nu=100.0, lam=dl.auto(density=0.1, steps=steps),
             structure=dl.filters, variant=variant, **kw,
         )  # fmt: skip
 

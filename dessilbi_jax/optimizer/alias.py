@@ -15,10 +15,9 @@ from typing import Any, Literal
 import jax
 import optax
 
+from dessilbi_jax.optimizer import step
 from dessilbi_jax.optimizer.chain import Freeze, around
-from dessilbi_jax.optimizer.kernels.choice import Kernel, Momentum
-from dessilbi_jax.optimizer.settings import Lam, ScalarOrSchedule, check_number
-from dessilbi_jax.optimizer.step import replaced, split_lbi
+from dessilbi_jax.optimizer.settings import NU, Lam, ScalarOrSchedule, Settings, check_number
 from dessilbi_jax.prox.penalty import Penalty
 from dessilbi_jax.structure.named import filters
 from dessilbi_jax.structure.rules import StructureLike
@@ -28,17 +27,12 @@ from dessilbi_jax.tree import leaf_paths
 def add_split_lbi(
     learning_rate: ScalarOrSchedule,
     kappa: float | jax.Array = 1.0,
-    nu: float | jax.Array = 100.0,
+    nu: float | jax.Array = NU,
     lam: Lam = None,
     structure: StructureLike = filters,
     lean: bool = False,
     *,
     penalty: Penalty | None = None,
-    density: float | jax.Array | None = None,
-    group_density: float | jax.Array | None = None,
-    steps: int | jax.Array | None = None,
-    at: float | jax.Array = 1.0,
-    kernel: Kernel = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """Adds (W − Γ)/ν to the updates and advances V and Γ.
 
@@ -53,19 +47,12 @@ def add_split_lbi(
         kappa: κ > 0, damping of Γ.
         nu: ν > 0, how loosely W is tied to Γ. Until Γ opens the coupling acts on structured
             leaves as weight decay of 1/ν.
-        lam: λ > 0, number or schedule, or "auto" together with `density` (or
-            `group_density`) and `steps`. May be left out only if every rule has its own.
+        lam: λ > 0, a number, a schedule, or `dl.auto(density=…, steps=…)`, which finds it inside
+            the run. May be left out only if every rule has its own.
         structure: what the groups are: a named structure, `dl.channels(groups)`, rules, or a
             callable from the parameters to a tree of specs.
         lean: keep no Γ in the state; it is rebuilt from V (4 bytes a parameter less).
         penalty: the penalty Ω; group lasso by default. A rule's own comes first.
-        density: with "auto", share of the structured leaves' elements that Γ is to hold.
-        group_density: the same, as a share of the groups.
-        steps: with "auto", number of updates of the run.
-        at: with "auto", fraction of `steps` at which the density is to be reached. λ is
-            estimated eight times on the way, last at 0.8 of it, and Γ is zero before the first.
-        kernel: "xla", "pallas" for one pass over memory by `kernels`, which says what it serves,
-            or "auto": "pallas" on backends where that was measured to be faster.
 
     Returns:
         An Optax transformation with state `SplitLBIState`.
@@ -73,7 +60,7 @@ def add_split_lbi(
     Raises:
         ValueError: numbers out of range; at `init` and `update`, a structure that fits no
             leaf, parameters missing, or a state made for another structure.
-        TypeError: λ missing, or arguments of "auto" missing or superfluous.
+        TypeError: λ missing, or an argument of another kind.
 
     An entry of W − Γ that is not finite leaves its entry of V unchanged and is counted in
     `skipped`; the update itself passes through. Under `optax.apply_if_finite` nothing changes.
@@ -92,37 +79,36 @@ def add_split_lbi(
         >>> dl.support(state)["kernel"].tolist()
         [[True, False], [True, False]]
     """
-    split = split_lbi(
-        learning_rate, kappa, nu, lam, structure, lean, penalty,
-        density, group_density, steps, at, kernel, finished=False,
-    )  # fmt: skip
+    settings = Settings(learning_rate, kappa, nu, lam, structure, lean, penalty)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **_: Any
     ) -> tuple[optax.Updates, Any]:
-        coupled = split.couple(updates, state, params)
-        made = split.fused(state, params, updates, coupled)
-        return replaced(coupled, made, "update"), split.advance(state, params, made=made)[0]
+        now = step.read(settings, state, params)
+        u, made = step.couple(now, updates)
+        v = {i: each.v for i, each in made.items()}
+        rest = [leaf for leaf in now.leaves if leaf.place not in v]
+        pace = settings.pace_at(state.count)
+        v |= {leaf.place: step.moved(leaf, pace) for leaf in rest}
+        failed = sum((each.failed for each in made.values()), step.not_finite(rest))
+        w = {leaf.place: leaf.w for leaf in now.leaves}
+        return jax.tree.unflatten(now.treedef, u), step.advance(now, v, w, failed, made)
 
-    return optax.GradientTransformationExtraArgs(split.init, update)
+    init = functools.partial(step.init, settings)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def wrap(
     tx: optax.GradientTransformation,
     learning_rate: ScalarOrSchedule,
     kappa: float | jax.Array = 1.0,
-    nu: float | jax.Array = 100.0,
+    nu: float | jax.Array = NU,
     lam: Lam = None,
     structure: StructureLike = filters,
     lean: bool = False,
     *,
     penalty: Penalty | None = None,
-    density: float | jax.Array | None = None,
-    group_density: float | jax.Array | None = None,
-    steps: int | jax.Array | None = None,
-    at: float | jax.Array = 1.0,
     freeze: Freeze = False,
-    kernel: Kernel = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """DessiLBI around an optimizer that is already built, such as `optax.adamw(1e-3)`.
 
@@ -138,17 +124,14 @@ def wrap(
     """
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"tx must be an Optax transformation, got {type(tx).__name__}")
-    split = split_lbi(
-        learning_rate, kappa, nu, lam, structure, lean, penalty,
-        density, group_density, steps, at, kernel, finished=True,
-    )  # fmt: skip
-    return around(tx, split, optax.identity(), freeze=freeze)
+    settings = Settings(learning_rate, kappa, nu, lam, structure, lean, penalty, finished=True)
+    return around(settings, tx, freeze=freeze)
 
 
 def dessilbi(
     learning_rate: ScalarOrSchedule,
     kappa: float | jax.Array = 1.0,
-    nu: float | jax.Array = 100.0,
+    nu: float | jax.Array = NU,
     lam: Lam = None,
     structure: StructureLike = filters,
     momentum: float | jax.Array | None = None,
@@ -158,14 +141,9 @@ def dessilbi(
     lean: bool = False,
     *,
     penalty: Penalty | None = None,
-    density: float | jax.Array | None = None,
-    group_density: float | jax.Array | None = None,
-    steps: int | jax.Array | None = None,
-    at: float | jax.Array = 1.0,
     freeze: Freeze = False,
     weight_decay_mask: Any = None,
     accumulator_dtype: Any = None,
-    kernel: Kernel = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """DessiLBI on stochastic gradient descent; with ν → ∞ it is `optax.sgd`.
 
@@ -185,8 +163,7 @@ def dessilbi(
     decays, it outgrows the gradient. The toolbox's is the usual L2 decay inside the momentum.
 
     Args:
-        learning_rate, kappa, nu, lam, structure, lean, penalty, density, group_density, steps,
-            at, kernel: see `add_split_lbi`.
+        learning_rate, kappa, nu, lam, structure, lean, penalty: see `add_split_lbi`.
         momentum: τ in [0, 1), or None for none.
         nesterov: Nesterov's form, as in `optax.trace`.
         weight_decay: β ≥ 0.
@@ -209,7 +186,7 @@ def dessilbi(
         >>> import jax, jax.numpy as jnp, optax
         >>> import dessilbi_jax as dl
         >>> params = {"kernel": jnp.ones((4, 4))}
-        >>> tx = dl.dessilbi(0.1, nu=10.0, lam="auto", density=0.25, steps=100, momentum=0.9)
+        >>> tx = dl.dessilbi(0.1, nu=10.0, lam=dl.auto(density=0.25, steps=100), momentum=0.9)
         >>> state = tx.init(params)
         >>> updates, state = tx.update(params, state, params)
         >>> int(dl.get_state(state).count)
@@ -222,24 +199,18 @@ def dessilbi(
         check_number("momentum", momentum, low=0.0, high=1.0, low_allowed=True)
     elif nesterov:
         raise ValueError("nesterov=True needs a momentum")
-    split = split_lbi(
-        learning_rate, kappa, nu, lam, structure, lean, penalty,
-        density, group_density, steps, at, kernel, finished=False,
-    )  # fmt: skip
-    nothing = optax.identity()
-    trace, decay, fused = nothing, nothing, None
+    settings = Settings(learning_rate, kappa, nu, lam, structure, lean, penalty)
+    trace, decay = optax.identity(), optax.identity()
     if momentum is not None:
         trace = optax.trace(momentum, nesterov, accumulator_dtype)
-        fused = Momentum(momentum, nesterov, variant == "paper")
     if not (isinstance(weight_decay, numbers.Number) and weight_decay == 0):
         mask = weight_decay_mask
         if mask is None:
             mask = functools.partial(_decayed, skip="bn" if variant == "toolbox" else None)
         decay = optax.add_decayed_weights((-1 if variant == "paper" else 1) * weight_decay, mask)
-        fused = fused and fused._replace(weight_decay=weight_decay, mask=mask)
     if variant == "paper":
-        return around(nothing, split, trace, learning_rate, decay, freeze, fused)
-    return around(optax.chain(decay, trace), split, nothing, learning_rate, None, freeze, fused)
+        return around(settings, optax.identity(), trace, decay, freeze)
+    return around(settings, optax.chain(decay, trace), freeze=freeze)
 
 
 def _decayed(params: Any, skip: str | None) -> Any:

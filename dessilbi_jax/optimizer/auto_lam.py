@@ -1,4 +1,4 @@
-"""λ found from the speed at which V is seen to move: the estimator behind `lam="auto"`.
+"""λ found from the speed at which V is seen to move: the estimator behind `dl.auto`.
 
 Γ of a group opens when ‖V_g‖ exceeds λ, and V moves by learning_rate/(κν)·(W − Γ) a step. The
 natural clock of V is therefore its *travel*, the sum of learning_rate/(κν), which a schedule
@@ -12,7 +12,6 @@ b, by which the coupling lets W decay (or by which W still grows), is measured: 
 compares the level it finds with the one that the estimate before it predicted at constant speed.
 """
 
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dessilbi_jax.optimizer.settings import Auto
 from dessilbi_jax.prox.norms import group_norms
 from dessilbi_jax.prox.penalty import Penalty, shrink_all
 from dessilbi_jax.prox.shrink import select
@@ -52,49 +52,6 @@ class Automatic(NamedTuple):
     level: jax.Array
     predicted: jax.Array
     decay: jax.Array
-
-
-class Target(NamedTuple):
-    """The density asked for, by elements or by groups, and when.
-
-    Attributes:
-        density: share of the elements (or groups) of structured leaves, in (0, 1].
-        by_group: whether groups are counted instead of elements.
-        step: count of updates at which it is to be reached.
-    """
-
-    density: Any
-    by_group: bool
-    step: Any
-
-
-def target(density: Any, group_density: Any, steps: Any, at: Any) -> Target:
-    """Checks what was asked for. Traced numbers (`inject_hyperparams`) cannot be looked at.
-
-    Raises:
-        TypeError: not exactly one density, no steps, or steps that are no integer.
-        ValueError: numbers out of range, or too few steps to estimate anything.
-    """
-    if (density is None) == (group_density is None) or steps is None:
-        raise TypeError("lam='auto' needs steps= and exactly one of density= and group_density=")
-    asked = group_density if density is None else density
-    name = "group_density" if density is None else "density"
-    for what, value in ((name, asked), ("at", at)):
-        real = isinstance(value, numbers.Real)
-        if not isinstance(value, jax.Array) and not (real and 0 < value <= 1):
-            raise ValueError(f"{what} must lie in (0, 1], got {value!r}")
-    if isinstance(steps, jax.Array) or isinstance(at, jax.Array):
-        step: Any = jnp.round(jnp.asarray(at) * steps).astype(jnp.int32)
-        return Target(asked, density is None, step)
-    if not isinstance(steps, numbers.Integral) or isinstance(steps, bool):
-        raise TypeError(f"steps must be an integer, got {steps!r}")
-    step = round(float(at) * int(steps))
-    if step < 20:
-        raise ValueError(
-            f"λ can only be found with at least 20 updates before the density is due, got "
-            f"steps={steps} and at={at}"
-        )
-    return Target(asked, density is None, step)
 
 
 def init(leaves: int) -> Automatic:
@@ -249,7 +206,7 @@ def estimate(
     v: Sequence[jax.Array],
     speeds: Callable[[], Sequence[jax.Array]],
     count: jax.Array,
-    target: Target,
+    target: Auto,
     clock: Callable[[Any, Any], jax.Array],
 ) -> tuple[jax.Array, Automatic]:
     """A new λ if one is due after update number `count`, else the one there was.
@@ -260,10 +217,10 @@ def estimate(
         leaves, penalties, v: one entry each for every structured leaf.
         speeds: gives W − Γ of each; a function, so that it is only computed when needed.
         count: updates made, this one included.
-        target: the density asked for.
+        target: what was asked for.
         clock: travel between two steps.
     """
-    when = moments(target.step)
+    when = moments(target.due)
     number = jnp.sum(when < count)  # estimates before this one
     due = jnp.any(when == count)
 
@@ -280,7 +237,7 @@ def estimate(
 
             return level(leaves, penalties, scale, moved, density, target.by_group, due & active)
 
-        density = jnp.asarray(target.density, jnp.float32)
+        density = jnp.asarray(target.share, jnp.float32)
         now = level_after(jnp.zeros([]), density)
         last = when[jnp.maximum(number - 1, 0)]
         # Travel of the speeds already used: V holds those up to this update.
@@ -291,9 +248,9 @@ def estimate(
         following = when[jnp.minimum(number + 1, len(MOMENTS) - 1)]
         predicted = level_after(clock(count, following), density)
 
-        left = clock(count, target.step)
+        left = clock(count, target.due)
         final = level_after(left * kept_speed(decay, left), density)
-        middle = jnp.floor(jnp.asarray(target.step) / 2).astype(jnp.int32)
+        middle = jnp.floor(jnp.asarray(target.due) / 2).astype(jnp.int32)
         to_middle = clock(count, middle)
         before = count <= middle
         half = level_after(to_middle * kept_speed(decay, to_middle), HALF_WAY * density, before)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dessilbi_jax.optimizer import auto_lam
+from dessilbi_jax.optimizer.settings import NU, Auto
 from dessilbi_jax.optimizer.state import get_state, shrink_leaves
 from dessilbi_jax.prox.penalty import Penalty
 from dessilbi_jax.prox.shrink import apply_shrink
@@ -19,7 +20,7 @@ def calibrate(
     learning_rate: Any,
     steps: int,
     *,
-    nu: float = 100.0,
+    nu: float = NU,
     kappa: float = 1.0,
     density: float | None = None,
     group_density: float | None = None,
@@ -36,7 +37,7 @@ def calibrate(
     With a `probe`, V and T are those of a run that has gone some way, and b is measured from
     how far V has come against the speed it has now. From parameters alone, V starts at 0 and
     b = κ, the decay that the coupling causes by itself: a first guess that knows nothing of the
-    training, without a promise of accuracy. `lam="auto"` does better than either, since it
+    training, without a promise of accuracy. `dl.auto` does better than either, since it
     corrects itself on the way.
 
     Args:
@@ -66,7 +67,7 @@ def calibrate(
         >>> round(lam, 3)  # 1 - exp(-1) of the 0.75-quantile of the weights
         0.474
     """
-    target = auto_lam.target(density, group_density, steps, at)
+    target = Auto(density=density, group_density=group_density, steps=steps, at=at)
     for name, value in {"nu": nu, "kappa": kappa}.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} must be positive and finite, got {value}")
@@ -75,7 +76,7 @@ def calibrate(
     if any(leaf.lam is not None for leaf in leaves):
         raise ValueError(
             "calibrate finds one λ for all leaves, but a rule has its own; leave it out, or use "
-            "lam='auto', which takes the rules' λ as relative weights"
+            "dl.auto, which takes the rules' λ as relative weights"
         )
     kept = [i for i, leaf in enumerate(leaves) if leaf.counts is not None]
     groups = [leaves[i] for i in kept]
@@ -84,7 +85,7 @@ def calibrate(
     one = [jnp.ones([])] * len(kept)
 
     def level(v: list[jax.Array]) -> jax.Array:
-        return auto_lam.level(groups, penalties, one, lambda: v, target.density, target.by_group)
+        return auto_lam.level(groups, penalties, one, lambda: v, target.share, target.by_group)
 
     if probe is None:
         done, so_far = 0, jnp.zeros([])
@@ -94,9 +95,9 @@ def calibrate(
     else:
         state = get_state(probe, merge=True)
         done = int(state.count)
-        if done >= target.step:
+        if done >= target.due:
             raise ValueError(
-                f"the probe has made {done} updates, the density is wanted at {target.step}"
+                f"the probe has made {done} updates, the density is wanted at {target.due}"
             )
         shrink = shrink_leaves(treedef, state.shrink)
         all_v = treedef.flatten_up_to(state.v)
@@ -110,7 +111,7 @@ def calibrate(
         ratio = level(speed) * so_far / jnp.maximum(level(v), 1e-30)
         # which is the share kept over the same way backwards.
         decay = -auto_lam.measured_decay(1 / jnp.maximum(ratio, 1e-3), so_far)
-    left = auto_lam.travel(learning_rate, done, target.step, kappa, nu)
+    left = auto_lam.travel(learning_rate, done, target.due, kappa, nu)
     distance = left * auto_lam.kept_speed(decay, left)
     lam = float(level([a + distance.astype(a.dtype) * b for a, b in zip(v, speed, strict=True)]))
     if lam <= 1e-37:

@@ -1,6 +1,19 @@
-"""DessiLBI between the parts of an optimizer, written in place."""
+"""DessiLBI between the parts of an optimizer, written in place.
 
-from collections.abc import Callable
+What is computed is `optax.chain(before, coupling, behind, −learning_rate, last)`, with V advanced
+beside it. When arrays are donated, each result is to take the place of an old array that nothing
+needs any more; on a single CPU device that takes an order, stated by `write_order`:
+
+- Γ stored, coupling behind the momentum:  V' from W and Γ, then W' from W, m' and Γ, then Γ'.
+- Γ stored, coupling before it:            m' from W and Γ, and as above.
+- lean, coupling before the momentum:      m' from W and V, then V' from W and V, then W'.
+- lean, coupling behind it: W' and V' each need the other's old value. W' is written first, from W,
+  m' and V, and V' reads W − Γ from W' again: with c = learning_rate/ν,
+
+      W' = W − learning_rate·m' − c·(W − Γ)   ⇒   W − Γ = (W' + learning_rate·m' − Γ)/(1 − c).
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -8,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dessilbi_jax.optimizer import write_order
-from dessilbi_jax.optimizer.kernels.choice import Momentum
-from dessilbi_jax.optimizer.settings import ScalarOrSchedule
+from dessilbi_jax.optimizer import step, write_order
+from dessilbi_jax.optimizer.settings import Settings
 from dessilbi_jax.optimizer.state import SplitLBIState
-from dessilbi_jax.optimizer.step import SplitLBI, replaced
 from dessilbi_jax.prox.norms import expand
 
 Freeze: TypeAlias = bool | jax.Array | Callable[[Any], Any]
+Stops: TypeAlias = Sequence[jax.Array | None]
+_LARGEST_C = 0.5  # above it, reading W from W' loses digits
 
 
 class DessiLBIState(NamedTuple):
@@ -28,24 +41,21 @@ class DessiLBIState(NamedTuple):
 
 
 def around(
+    settings: Settings,
     before: optax.GradientTransformation,
-    split: SplitLBI,
-    behind: optax.GradientTransformation,
-    learning_rate: ScalarOrSchedule | None = None,
+    behind: optax.GradientTransformation | None = None,
     last: optax.GradientTransformation | None = None,
     freeze: Freeze = False,
-    momentum: Momentum | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """chain(before, coupling, behind, −learning_rate, last), with V advanced behind `behind`.
+    """chain(before, coupling, behind, −learning_rate, last), with V advanced beside it.
 
-    It computes what `optax.chain` would; but since V moves only after the updates have read it,
-    everything can be written in place (`_order`).
-
-    With `freeze`, or while it gives True for the count of updates, W and V of groups that are
-    selected do not move.
-
-    `momentum` describes the `optax.trace`, with the decay of weights before it, that is all that
-    `before` or, where it accumulates the coupling, `behind` does: kernels then do it too.
+    Args:
+        settings: of the step; where it is `finished`, updates are not multiplied by anything.
+        before: what the gradient passes before it is coupled.
+        behind: what accumulates the coupling, or None.
+        last: what stands behind the learning rate, or None.
+        freeze: whether, or a callable from the count of updates to whether, W and V of groups
+            that are selected do not move.
 
     Raises:
         TypeError: for a `freeze` that is neither a bool nor a callable.
@@ -56,22 +66,14 @@ def around(
             f"freeze must be True, False or a callable from the count of updates to one of them, "
             f"got {freeze!r}"
         )
-    before, behind, last = (
+    first, middle, end = (
         optax.with_extra_args_support(tx or optax.identity()) for tx in (before, behind, last)
     )
 
     def init(params: optax.Params) -> DessiLBIState:
         return DessiLBIState(
-            before.init(params), split.init(params), behind.init(params), last.init(params)
+            first.init(params), step.init(settings, params), middle.init(params), end.init(params)
         )
-
-    def stopped(split_state: SplitLBIState, params: Any) -> list[jax.Array | None] | None:
-        if isinstance(freeze, bool | np.bool_) and not freeze:
-            return None
-        on = freeze(split_state.count) if callable(freeze) else freeze
-        on = jnp.asarray(on).astype(bool)
-        masks = split.selected(split_state, params)
-        return [None if mask is None else mask & on for mask in masks]
 
     def update(
         updates: optax.Updates,
@@ -79,46 +81,70 @@ def around(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, DessiLBIState]:
-        given = updates
-        updates, before_state = before.update(updates, state.before, params, **extra)
-        given, trace = (updates, None) if momentum is None else (given, _trace(state))
-        updates = split.couple(updates, state.split, params)
-        updates, behind_state = behind.update(updates, state.behind, params, **extra)
-        updates = jax.tree.map(lambda u: write_order.apart(u)[0], updates)
-        frozen = stopped(state.split, params)
-        made = split.fused(state.split, params, given, updates, frozen, momentum, trace)
-        updates = replaced(updates, made, "update")
-        split_state, readers = split.advance(state.split, params, updates, frozen, made)
-        rate: Any = -1.0 if learning_rate is None else learning_rate
-        if callable(rate):
-            rate = rate(state.split.count)
-        leaves, treedef = jax.tree.flatten(updates)
-        leaves = [
-            write_order.after(jnp.asarray(-rate, u.dtype), *read) * u
-            for u, read in zip(leaves, readers, strict=True)
+        now = step.read(settings, state.split, params)
+        stops = _stops(freeze, now)
+        direction, first_state = first.update(updates, state.before, params, **extra)
+        u, made = step.couple(now, direction, stops)
+        accumulated, middle_state = middle.update(
+            jax.tree.unflatten(now.treedef, u), state.behind, params, **extra
+        )
+        done = {i: each.v for i, each in made.items()}
+        open_ = [leaf for leaf in now.leaves if leaf.place not in done]
+        failed = step.not_finite(open_)
+        failed = sum((each.failed for each in made.values()), failed)
+        rate = jnp.asarray(-1.0) if settings.finished else now.rate
+
+        pace = settings.pace_at(state.split.count)
+        u = now.treedef.flatten_up_to(accumulated)
+        v = dict(done)
+        late = _read_again(now, open_) if behind is None and last is None else []
+        for leaf in open_:
+            i = leaf.place
+            if leaf not in late:
+                # A lean V is read by the update: it has to be there before V' is.
+                then = () if not settings.lean else (write_order.apart(u[i])[0],)
+                when = write_order.after(pace, *then, like=leaf.v)
+                v[i] = step.moved(leaf, when, stops[i])
+        for i in range(len(u)):
+            # W' takes the place of W, which a V' that is made by now has read.
+            last_read = [failed, *([v[i]] if i in v else [])]
+            u[i] = -write_order.after(rate, *last_read, like=u[i]) * u[i]
+        scaled = jax.tree.unflatten(now.treedef, u)
+        scaled, end_state = end.update(scaled, state.last, params, **extra)
+        u = [
+            x if stop is None else jnp.where(expand(stop, x.shape), 0, x)
+            for x, stop in zip(now.treedef.flatten_up_to(scaled), stops, strict=True)
         ]
-        updates = jax.tree.unflatten(treedef, leaves)
-        updates, last_state = last.update(updates, state.last, params, **extra)
-        if frozen is not None:
-            leaves = [
-                u if stop is None else jnp.where(expand(stop, u.shape), 0, u)
-                for u, stop in zip(jax.tree.leaves(updates), frozen, strict=True)
-            ]
-            updates = jax.tree.unflatten(treedef, leaves)
-        out = DessiLBIState(before_state, split_state, behind_state, last_state)
-        if trace is not None and made:
-            new = optax.TraceState(replaced(_trace(out), made, "trace"))
-            out = jax.tree.map(lambda x: new if _is_trace(x) else x, out, is_leaf=_is_trace)
-        return updates, out
+        # W', as `optax.apply_updates` makes it: the compiler sees that both are the same.
+        w = {leaf.place: (leaf.w + u[leaf.place]).astype(leaf.w.dtype) for leaf in now.leaves}
+        given = now.treedef.flatten_up_to(direction)
+        c = now.rate / settings.nu
+        for leaf in late:
+            i = leaf.place
+            difference = (write_order.apart(w[i])[0] + rate * given[i] - leaf.gamma) / (1 - c)
+            v[i] = step.moved(leaf, pace, stops[i], difference)
+        split = step.advance(now, v, w, failed, made)
+        out = DessiLBIState(first_state, split, middle_state, end_state)
+        return jax.tree.unflatten(now.treedef, u), out
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _is_trace(x: Any) -> bool:
-    return isinstance(x, optax.TraceState)
+def _stops(freeze: Freeze, now: step.Reading) -> Stops:
+    """For each leaf the groups that do not move now, or None for those without any."""
+    if isinstance(freeze, bool | np.bool_) and not freeze:
+        return [None] * len(now.groups)
+    on = freeze(now.state.count) if callable(freeze) else freeze
+    on = jnp.asarray(on).astype(bool)
+    return [None if mask is None else mask & on for mask in step.selected(now)]
 
 
-def _trace(state: DessiLBIState) -> Any:
-    """The one momentum in the state of `dessilbi`."""
-    (found,) = filter(_is_trace, jax.tree.leaves(state, is_leaf=_is_trace))
-    return found.trace
+def _read_again(now: step.Reading, leaves: list[step.Leaf]) -> list[step.Leaf]:
+    """The leaves whose V' is to read W from W': in lean states, where the order matters.
+
+    Not where c is known to be large or W has fewer digits than V.
+    """
+    c = now.rate / now.settings.nu
+    if not now.settings.lean or (isinstance(c, float) and abs(c) > _LARGEST_C):
+        return []
+    return [x for x in leaves if x.w.dtype == x.v.dtype and write_order.matters(x.v)]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dessilbi_jax.optimizer import auto_lam
+from dessilbi_jax.optimizer.settings import NU
 from dessilbi_jax.optimizer.state import get_state, shrink_leaves, tie_leaves
 from dessilbi_jax.prox.norms import group_norms
 from dessilbi_jax.prox.shrink import Shrink, apply_shrink, fraction_of_threshold, select
@@ -51,7 +52,7 @@ def diagnose(
     previous_state: Any = None,
     *,
     learning_rate: Any,
-    nu: float = 100.0,
+    nu: float = NU,
     kappa: float = 1.0,
     steps: int | None = None,
 ) -> Diagnosis:
@@ -86,7 +87,7 @@ def diagnose(
         >>> print(found)  # doctest: +NORMALIZE_WHITESPACE
         loss 0.04, augmented loss 0.042, ‖W − Γ‖ 0.2, density of Γ 0.00%
         warning: Γ cannot open within this run: at today's speed the largest ‖V‖ reaches 0.1 of
-        its λ; try lam='auto', or λ below 0.1 of today's
+        its λ; try dl.auto, or λ below 0.1 of today's
     """
     for name, value in {"nu": nu, "kappa": kappa}.items():
         if not 0 < value < math.inf:
@@ -175,7 +176,7 @@ def _warnings(
     if steps is not None and density == 0 and nearest <= 1 and math.isfinite(float(state.lam)):
         out.append(
             f"Γ cannot open within this run: at today's speed the largest ‖V‖ reaches "
-            f"{nearest:.2g} of its λ; try lam='auto', or λ below {nearest:.2g} of today's"
+            f"{nearest:.2g} of its λ; try dl.auto, or λ below {nearest:.2g} of today's"
         )
     if steps is not None:
         total = float(auto_lam.travel(learning_rate, 0, steps, 1.0, nu))

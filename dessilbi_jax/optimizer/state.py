@@ -110,7 +110,7 @@ def check_state(
             "init again"
         )
     if auto != (state.auto != ()):
-        made = "a given λ" if auto else "lam='auto'"
+        made = "a given λ" if auto else "dl.auto"
         raise ValueError(f"the state was made with {made}, the transformation not; call init again")
     for leaf, value, (strength, _, _), tie in zip(groups, v, shrink, ties, strict=True):
         expected = "a dense leaf" if leaf.counts is None else f"groups {leaf.counts}"

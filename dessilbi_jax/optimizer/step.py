@@ -1,8 +1,18 @@
-"""The step of DessiLBI itself: init and update of (V, Γ), and the checks of its arguments."""
+"""One step of DessiLBI, from (W, V, Γ) to (W', V', Γ'), all right-hand sides old values.
+
+    G  = g + (W − Γ)/ν                           `coupled`
+    W' = W − learning_rate · direction(G)        the optimizer around the step (`chain`)
+    V' = V + learning_rate/(κν) · (W − Γ)        `moved`
+    Γ' = prox_{κΩ_λ}(κV')                        `closed`
+
+on structured leaves; dense ones have no V and no Γ, and pass as they are. `read` makes the record
+of leaves that the others work on, once an update; `couple` and `advance` go over all leaves.
+References: Fu et al., "DessiLBI: Exploring Structural Sparsity of Deep Networks via Differential
+Inclusion Paths", ICML 2020, Eq. 4, 6 and 7.
+"""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from dessilbi_jax.optimizer import auto_lam, write_order
-from dessilbi_jax.optimizer.kernels import choice as kernels
-from dessilbi_jax.optimizer.settings import (
-    Lam,
-    ScalarOrSchedule,
-    _every_rule_has_lam,
-    _no_target,
-    check_number,
-)
+from dessilbi_jax.optimizer.kernels import choice
+from dessilbi_jax.optimizer.settings import Settings
 from dessilbi_jax.optimizer.state import (
     SplitLBIState,
     check_state,
@@ -26,309 +30,268 @@ from dessilbi_jax.optimizer.state import (
     tie_trees,
 )
 from dessilbi_jax.prox.norms import expand, group_norms
-from dessilbi_jax.prox.penalty import Penalty, shrink_all
+from dessilbi_jax.prox.penalty import shrink_all
 from dessilbi_jax.prox.shrink import Shrink, apply_shrink
 from dessilbi_jax.structure.leaf import LeafGroups
-from dessilbi_jax.structure.rules import StructureLike, as_structure, may_join, resolve
-
-NOTHING_MADE: Mapping[int, kernels.Made] = MappingProxyType({})
+from dessilbi_jax.structure.rules import may_join, resolve
 
 
-class SplitLBI(NamedTuple):
-    """The five pure functions that DessiLBI is made of.
+class Leaf(NamedTuple):
+    """A structured leaf in one update.
 
     Attributes:
-        init: parameters → state.
-        couple: (updates, state, parameters) → updates with (W − Γ)/ν added.
-        selected: (state, parameters) → for each leaf which of its groups hold elements with
-            W ≠ 0 and Γ ≠ 0, in the shape of the groups; None for leaves that are dense or whose
-            groups are single elements.
-        advance: (state, parameters, read_before, frozen, made) → state with V and Γ one step on,
-            and for each leaf the arrays that read W. Arrays of `read_before`, a tree like the
-            parameters, are written before V is overwritten. V stays where `frozen`, a list like
-            that of `selected`, is True. Leaves in `made` are done already.
-        fused: (state, parameters, updates, coupled updates, frozen, momentum, trace) → what
-            kernels make of the leaves that take them, by number of the leaf: the step with its
-            coupling and, where given, its momentum. Of coupled updates it uses the dtypes.
+        place: its number among all leaves of the parameters.
+        groups: its groups.
+        w: W.
+        v: V.
+        gamma: Γ, as it is stored or rebuilt from V.
+        shrink: how Γ follows from V.
     """
 
-    init: Callable[[Any], SplitLBIState]
-    couple: Callable[[Any, SplitLBIState, Any], Any]
-    selected: Callable[[SplitLBIState, Any], list[jax.Array | None]]
-    advance: Callable[..., tuple[SplitLBIState, list[tuple[jax.Array, ...]]]]
-    fused: Callable[..., dict[int, kernels.Made]]
+    place: int
+    groups: LeafGroups
+    w: jax.Array
+    v: jax.Array
+    gamma: jax.Array
+    shrink: Shrink
+
+    @property
+    def difference(self) -> jax.Array:
+        """W − Γ in the dtype of V."""
+        return self.w.astype(self.v.dtype) - self.gamma
 
 
-def split_lbi(
-    learning_rate: ScalarOrSchedule,
-    kappa: float | jax.Array,
-    nu: float | jax.Array,
-    lam: Lam,
-    structure: StructureLike,
-    lean: bool,
-    penalty: Penalty | None,
-    density: Any,
-    group_density: Any,
-    steps: Any,
-    at: Any,
-    kernel: kernels.Kernel,
-    finished: bool,
-) -> SplitLBI:
-    """The parts of the transformation; `finished` says that updates are already steps of W."""
-    if kernel not in ("auto", "xla", "pallas"):
-        raise ValueError(f"kernel must be 'auto', 'xla' or 'pallas', got {kernel!r}")
-    structure = as_structure(structure)
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate)
-    check_number("kappa", kappa)
-    check_number("nu", nu)
-    if isinstance(lam, str) and lam != "auto":
-        raise ValueError(f"lam must be a number, a schedule or 'auto', got {lam!r}")
-    auto = isinstance(lam, str)
-    target: auto_lam.Target | None = None
-    if auto:
-        target = auto_lam.target(density, group_density, steps, at)
+class Reading(NamedTuple):
+    """The state and the parameters at the beginning of an update.
+
+    Attributes:
+        settings: of the transformation.
+        state: of the transformation.
+        groups: of all leaves of the parameters.
+        treedef: the tree of the parameters.
+        leaves: the structured ones among them.
+    """
+
+    settings: Settings
+    state: SplitLBIState
+    groups: list[LeafGroups]
+    treedef: Any
+    leaves: list[Leaf]
+
+    @property
+    def rate(self) -> Any:
+        """The learning rate of this update."""
+        return self.settings.rate_at(self.state.count)
+
+
+def init(settings: Settings, params: optax.Params) -> SplitLBIState:
+    """The state before the first update: V = 0 and Γ = 0."""
+    groups = resolve(settings.structure, params)
+    treedef = jax.tree.structure(params)
+    # Twice, not shared: V and Γ as one array could not both be donated.
+    v, gamma = (
+        [_zeros(leaf, p) for leaf, p in zip(groups, jax.tree.leaves(params), strict=True)]
+        for _ in range(2)
+    )
+    lam = settings.lam_at(jnp.zeros([], jnp.int32))
+    shrink = [_nothing(leaf) for leaf in groups]
+    places = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
+    some = [groups[i] for i in places]
+    made = _shrinks(settings, some, [v[i] for i in places], [lam] * len(places))
+    for i, new in zip(places, made, strict=True):
+        shrink[i] = new
+    return SplitLBIState(
+        count=jnp.zeros([], jnp.int32),
+        v=jax.tree.unflatten(treedef, v),
+        gamma=() if settings.lean else jax.tree.unflatten(treedef, gamma),
+        shrink=shrink_trees(treedef, shrink),
+        lam=jnp.asarray(lam, jnp.float32),
+        skipped=jnp.zeros([], jnp.int32),
+        auto=auto_lam.init(len(places)) if settings.auto else (),
+        ties=tie_trees(treedef, groups, may_join(settings.structure)),
+    )
+
+
+def read(settings: Settings, state: SplitLBIState, params: optax.Params | None) -> Reading:
+    """Lays parameters and state side by side, and checks that they fit.
+
+    Raises:
+        ValueError: no parameters, or a state made for others.
+        TypeError: a state of another transformation.
+    """
+    if params is None:
+        raise ValueError("DessiLBI needs the parameters: call tx.update(updates, state, params)")
+    groups = resolve(settings.structure, params)
+    treedef: Any = jax.tree.structure(params)
+    check_state(groups, treedef, state, settings.lean, settings.auto is not None)
+    w, v = treedef.flatten_up_to(params), treedef.flatten_up_to(state.v)
+    shrink = shrink_leaves(treedef, state.shrink)
+    places = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
+    if settings.lean:
+        gamma = {i: apply_shrink(v[i], shrink[i]) for i in places}
     else:
-        _no_target(density=density, group_density=group_density, steps=steps, at=at)
-    if not (auto or callable(lam) or lam is None):
-        check_number("lam", lam)
-    if lam is None and not _every_rule_has_lam(structure):
-        raise TypeError(
-            "lam is missing: give a number, a schedule, 'auto' with density= and steps=, or a "
-            "lam in every rule; dl.calibrate suggests a number"
-        )
-    if penalty is not None and not isinstance(penalty, Penalty):
-        raise TypeError(
-            f"penalty must be made by dl.group_lasso, dl.sparse_group_lasso or dl.elastic_net, "
-            f"got {penalty!r}"
-        )
-    default_penalty = Penalty() if penalty is None else penalty
+        gamma = dict(enumerate(treedef.flatten_up_to(state.gamma)))
+    leaves = [Leaf(i, groups[i], w[i], v[i], gamma[i], shrink[i]) for i in places]
+    return Reading(settings, state, groups, treedef, leaves)
 
-    def lam_at(count: jax.Array) -> Any:
-        # As it was given: float64 leaves are thresholded at that, only the state rounds it.
-        value = lam(count) if callable(lam) else lam
-        return jnp.inf if auto or value is None else value
 
-    def penalties_of(groups: Sequence[LeafGroups], which: Sequence[int]) -> list[Penalty]:
-        return [groups[i].penalty or default_penalty for i in which]
+def coupled(leaf: Leaf, g: jax.Array, strength: Any) -> jax.Array:
+    """G of one leaf."""
+    # G = g + (W − Γ)/ν
+    return (g + _cast(strength, leaf.v) * leaf.difference).astype(g.dtype)
 
-    def shrinks(
-        groups: Sequence[LeafGroups],
-        which: Sequence[int],
-        v: Sequence[jax.Array],
-        lams: Any,
-        made: Mapping[int, kernels.Made] = NOTHING_MADE,
-    ) -> list[Shrink]:
-        # With lam="auto", rules' own λ are already part of `lams`.
-        leaves = [groups[i] for i in which]
-        if not auto:
-            lams = [
-                x if leaf.lam is None else leaf.lam for leaf, x in zip(leaves, lams, strict=True)
+
+def moved(
+    leaf: Leaf, pace: Any, frozen: jax.Array | None = None, difference: jax.Array | None = None
+) -> jax.Array:
+    """V' of one leaf; entries whose W − Γ is not finite stay, and so do frozen groups.
+
+    Args:
+        leaf: the leaf.
+        pace: learning_rate/(κν).
+        frozen: which groups do not move.
+        difference: W − Γ, where W is not to be read from the leaf.
+    """
+    difference = leaf.difference if difference is None else difference
+    moves = jnp.isfinite(difference)
+    if frozen is not None:
+        moves &= ~expand(frozen, difference.shape)
+    # V' = V + learning_rate/(κν) · (W − Γ)
+    return leaf.v + _cast(pace, leaf.v) * jnp.where(moves, difference, 0)
+
+
+def closed(v: jax.Array, shrink: Shrink) -> jax.Array:
+    """Γ' of one leaf from V'."""
+    # Γ' = prox_{κΩ_λ}(κV'), which is κ · prox_{Ω_λ}(V') for the lasso and the group lasso
+    return apply_shrink(v, shrink)
+
+
+def couple(
+    now: Reading, updates: optax.Updates, frozen: Sequence[jax.Array | None] | None = None
+) -> tuple[list[jax.Array], dict[int, choice.Made]]:
+    """The leaves of the updates with (W − Γ)/ν added.
+
+    Args:
+        now: the record of leaves.
+        updates: a tree like the parameters.
+        frozen: as in `advance`.
+
+    Returns:
+        The leaves, and what a kernel has made of some of them on the way, by place.
+    """
+    count, u = now.state.count, now.treedef.flatten_up_to(updates)
+    strength = now.settings.strength_at(count)
+    made: dict[int, choice.Made] = {}
+    for leaf in now.leaves:
+        i = leaf.place
+        g, u[i] = u[i], coupled(leaf, u[i], strength)
+        if choice.wanted(now.settings.lean) and (frozen is None or frozen[i] is None):
+            found = _by_kernel(now, leaf, g, strength)
+            if found is not None:
+                made[i], u[i] = found, found.update
+    return u, made
+
+
+def _by_kernel(now: Reading, leaf: Leaf, g: jax.Array, strength: Any) -> choice.Made | None:
+    """G and V' of one leaf, and Γ' where its λ is known, in one pass; None where none serves."""
+    settings, count = now.settings, now.state.count
+    lam = settings.lam_at(count) if leaf.groups.lam is None else leaf.groups.lam
+    numbers = choice.Numbers(
+        strength, settings.pace_at(count), None if settings.auto else lam, settings.kappa
+    )
+    arrays = choice.Arrays(leaf.w, g, leaf.v)
+    penalty = settings.penalty_of(leaf.groups)
+    return choice.step(leaf.groups, penalty, arrays, numbers, leaf.shrink, settings.lean)
+
+
+def advance(
+    now: Reading,
+    v: dict[int, jax.Array],
+    w: dict[int, jax.Array],
+    failed: jax.Array,
+    made: dict[int, choice.Made] | None = None,
+) -> SplitLBIState:
+    """The state behind an update: λ, Γ' and all that counts.
+
+    Args:
+        now: the record of leaves.
+        v: V' of the structured leaves, by place.
+        w: their W as far as it is known, to tell the speed of V; in full updates it is W', and
+            Γ' is written when W' is there.
+        failed: how many entries of V stayed since W − Γ was not finite.
+        made: leaves that a kernel has made.
+    """
+    settings, state, made = now.settings, now.state, made or {}
+    count = optax.safe_increment(state.count)
+    places = [leaf.place for leaf in now.leaves]
+    groups = [leaf.groups for leaf in now.leaves]
+    lam, found = settings.lam_at(state.count), state.auto
+    lams: list[Any] = [lam] * len(places)
+    if settings.auto is not None and places:
+
+        def speeds() -> list[jax.Array]:
+            # Also of frozen groups: those that a new λ closes set off again.
+            each = [
+                w[leaf.place].astype(leaf.v.dtype) - apply_shrink(v[leaf.place], leaf.shrink)
+                for leaf in now.leaves
             ]
-        here = [v[i] for i in which]
-        squares = [made[i].square if i in made else None for i in which]
-        return shrink_all(leaves, penalties_of(groups, which), here, lams, kappa, squares)
+            return [jnp.where(jnp.isfinite(x), x, 0) for x in each]
 
-    def init(params: optax.Params) -> SplitLBIState:
-        groups = resolve(structure, params)
-        treedef = jax.tree.structure(params)
-        # Twice, not shared: V and Γ as one array could not both be donated.
-        v = [_zeros(leaf, p) for leaf, p in zip(groups, jax.tree.leaves(params), strict=True)]
-        gamma = [_zeros(leaf, p) for leaf, p in zip(groups, jax.tree.leaves(params), strict=True)]
-        lam0 = lam_at(jnp.zeros([], jnp.int32))
-        shrink = [_nothing(leaf) for leaf in groups]
-        open_ = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
-        for i, made in zip(open_, shrinks(groups, open_, v, [lam0] * len(open_)), strict=True):
-            shrink[i] = made
-        return SplitLBIState(
-            count=jnp.zeros([], jnp.int32),
-            v=jax.tree.unflatten(treedef, v),
-            gamma=() if lean else jax.tree.unflatten(treedef, gamma),
-            shrink=shrink_trees(treedef, shrink),
-            lam=jnp.asarray(lam0, jnp.float32),
-            skipped=jnp.zeros([], jnp.int32),
-            auto=auto_lam.init(len(open_)) if auto else (),
-            ties=tie_trees(treedef, groups, may_join(structure)),
+        clock = functools.partial(
+            auto_lam.travel, settings.learning_rate, kappa=settings.kappa, nu=settings.nu
         )
-
-    def rebuilt(v: jax.Array, shrink: Shrink, gamma: jax.Array) -> jax.Array:
-        # Where nothing fuses across results, rebuilding Γ is cheaper than reading it.
-        return apply_shrink(v, shrink) if lean or write_order.matters(v) else gamma
-
-    def leaves_of(
-        state: SplitLBIState, params: optax.Params
-    ) -> tuple[list[LeafGroups], Any, list[jax.Array], list[jax.Array], list[Shrink], list[Any]]:
-        if params is None:
-            raise ValueError(
-                "DessiLBI needs the parameters: call tx.update(updates, state, params)"
-            )
-        groups = resolve(structure, params)
-        treedef: Any = jax.tree.structure(params)
-        check_state(groups, treedef, state, lean, auto)
-        gamma = [None] * len(groups) if lean else treedef.flatten_up_to(state.gamma)
-        return (
-            groups, treedef, treedef.flatten_up_to(params), treedef.flatten_up_to(state.v),
-            shrink_leaves(treedef, state.shrink), gamma,
+        lam, found = auto_lam.estimate(
+            state.auto, state.lam, groups, [settings.penalty_of(leaf) for leaf in groups],
+            [v[i] for i in places], speeds, count, settings.auto, clock,
         )  # fmt: skip
-
-    def rate_at(state: SplitLBIState) -> Any:
-        return learning_rate(state.count) if callable(learning_rate) else learning_rate
-
-    def strength_at(state: SplitLBIState) -> Any:
-        return -rate_at(state) / nu if finished else 1 / nu
-
-    def couple(updates: optax.Updates, state: SplitLBIState, params: optax.Params) -> optax.Updates:
-        groups, treedef, w, v, shrink, gamma = leaves_of(state, params)
-        strength = strength_at(state)
-        u = treedef.flatten_up_to(updates)
-        for i, leaf in enumerate(groups):
-            if leaf.counts is not None:
-                difference = w[i].astype(v[i].dtype) - rebuilt(v[i], shrink[i], gamma[i])
-                u[i] = (u[i] + _cast(strength, v[i]) * difference).astype(u[i].dtype)
-        return jax.tree.unflatten(treedef, u)
-
-    def selected(state: SplitLBIState, params: optax.Params) -> list[jax.Array | None]:
-        groups, _, w, v, shrink, gamma = leaves_of(state, params)
-        out: list[jax.Array | None] = [None] * len(v)
-        which = [
-            i for i, leaf in enumerate(groups) if leaf.counts is not None and not leaf.elementwise
-        ]
-        kept = [
-            ((rebuilt(v[i], shrink[i], gamma[i]) != 0) & (w[i] != 0)).astype(jnp.float32)
-            for i in which
-        ]
-        leaves = [groups[i] for i in which]
-        norms = group_norms([leaf.counts or () for leaf in leaves], [x.joint for x in leaves], kept)
-        for i, norm in zip(which, norms, strict=True):
-            out[i] = norm > 0
-        return out
-
-    def advance(
-        state: SplitLBIState,
-        params: optax.Params,
-        read_before: optax.Updates | None = None,
-        frozen: Sequence[jax.Array | None] | None = None,
-        made: Mapping[int, kernels.Made] = NOTHING_MADE,
-    ) -> tuple[SplitLBIState, list[tuple[jax.Array, ...]]]:
-        groups, treedef, w, v, shrink, gamma = leaves_of(state, params)
-        frozen = [None] * len(v) if frozen is None else frozen
-        first: list[tuple[jax.Array, ...]] = [()] * len(v)
-        if read_before is not None:
-            first = [(u,) for u in treedef.flatten_up_to(read_before)]
-        open_ = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
-        pace = rate_at(state) / (kappa * nu)
-        readers: list[tuple[jax.Array, ...]] = [()] * len(v)
-        for i in open_:
-            if i in made:
-                v[i] = made[i].v
-                continue
-            here, old = write_order.apart(w[i], v[i])
-            difference = here.astype(old.dtype) - rebuilt(old, shrink[i], gamma[i])
-            moves = jnp.isfinite(difference)
-            stop = frozen[i]
-            if stop is not None:
-                moves &= ~expand(stop, difference.shape)
-            speed = jnp.where(moves, difference, 0)
-            v[i] = old + write_order.after(_cast(pace, old), *first[i]) * speed
-        # Γ is finite since V is kept so: it is W that can fail.
-        failed = _not_finite([w[i] for i in open_ if i not in made])
-        failed = sum((done.failed for done in made.values()), failed)
-        for i in open_:
-            readers[i] = (v[i], failed)
-        count = optax.safe_increment(state.count)
-        found = state.auto
-        new_lam = lam_at(state.count)
-        scale: list[Any] = [1.0] * len(open_)
-        if target is not None and open_:
-
-            def speeds() -> list[jax.Array]:
-                # Also of frozen groups: those that a new λ closes set off again.
-                now = [w[i].astype(v[i].dtype) - apply_shrink(v[i], shrink[i]) for i in open_]
-                return [jnp.where(jnp.isfinite(x), x, 0) for x in now]
-
-            clock = functools.partial(auto_lam.travel, learning_rate, kappa=kappa, nu=nu)
-            new_lam, found = auto_lam.estimate(
-                state.auto, state.lam, [groups[i] for i in open_], penalties_of(groups, open_),
-                [v[i] for i in open_], speeds, count, target, clock,
-            )  # fmt: skip
-            scale = list(found.scale)
-            readers = [(*arrays, new_lam) for arrays in readers]
-        # Γ' takes the place of the old Γ, which nothing may need by then.
-        one = (
-            1.0
-            if lean
-            else write_order.after(1.0, *(gamma[i] for i in open_ if write_order.matters(gamma[i])))
-        )
-        lams = [new_lam * relative if auto else new_lam for relative in scale]
-        for i, new in zip(open_, shrinks(groups, open_, v, lams, made), strict=True):
-            shrink[i] = new
+        lams = [lam * relative for relative in found.scale]
+    squares = [made[i].square if i in made else None for i in places]
+    each = _shrinks(settings, groups, [v[i] for i in places], lams, squares)
+    new = dict(zip(places, each, strict=True))
+    shrink = [new.get(i, old) for i, old in enumerate(shrink_leaves(now.treedef, state.shrink))]
+    gamma: Any = ()
+    if not settings.lean:
+        leaves = now.treedef.flatten_up_to(state.gamma)
+        for i in places:
             if i in made and made[i].gamma is not None:
-                gamma[i] = made[i].gamma
-            elif not lean:
-                gamma[i] = _cast(one, v[i]) * apply_shrink(v[i], shrink[i])
-        advanced = SplitLBIState(
-            count=count,
-            v=jax.tree.unflatten(treedef, v),
-            gamma=() if lean else jax.tree.unflatten(treedef, gamma),
-            shrink=shrink_trees(treedef, shrink),
-            lam=jnp.asarray(new_lam, jnp.float32),
-            skipped=state.skipped + failed,
-            auto=found,
-            ties=state.ties,
-        )
-        return advanced, readers
-
-    def fused(
-        state: SplitLBIState,
-        params: optax.Params,
-        updates: optax.Updates,
-        coupled: optax.Updates,
-        frozen: Sequence[jax.Array | None] | None = None,
-        momentum: kernels.Momentum | None = None,
-        trace: Any = None,
-    ) -> dict[int, kernels.Made]:
-        if not kernels.wanted(kernel, lean):
-            return {}
-        groups, treedef, w, v, shrink, _ = leaves_of(state, params)
-        g, u = treedef.flatten_up_to(updates), treedef.flatten_up_to(coupled)
-        m = [None] * len(v) if trace is None else treedef.flatten_up_to(trace)
-        decays = [None] * len(v) if momentum is None else momentum.decays(updates)
-        strength, pace = strength_at(state), rate_at(state) / (kappa * nu)
-        new_lam = None if auto else lam_at(state.count)
-        made = {}
-        for i, leaf in enumerate(groups):
-            if leaf.counts is None or (frozen is not None and frozen[i] is not None):
-                continue
-            lam_here = new_lam if leaf.lam is None or auto else leaf.lam
-            numbers = kernels.Numbers(strength, pace, decays[i], lam_here, kappa)
-            arrays = kernels.Arrays(w[i], g[i], m[i], v[i], u[i].dtype)
-            penalty = penalties_of(groups, [i])[0]
-            done = kernels.step(kernel, leaf, penalty, momentum, arrays, numbers, shrink[i], lean)
-            if done is not None:
-                made[i] = done
-        return made
-
-    return SplitLBI(init, couple, selected, advance, fused)
+                leaves[i] = made[i].gamma
+            else:
+                # Γ' takes the place of the old Γ, which nothing may need by then.
+                leaves[i] = write_order.after(1.0, w[i], like=v[i]) * closed(v[i], new[i])
+        gamma = jax.tree.unflatten(now.treedef, leaves)
+    all_v = now.treedef.flatten_up_to(state.v)
+    return SplitLBIState(
+        count=count,
+        v=jax.tree.unflatten(now.treedef, [v.get(i, old) for i, old in enumerate(all_v)]),
+        gamma=gamma,
+        shrink=shrink_trees(now.treedef, shrink),
+        lam=jnp.asarray(lam, jnp.float32),
+        skipped=state.skipped + failed,
+        auto=found,
+        ties=state.ties,
+    )
 
 
-def replaced(tree: Any, made: Mapping[int, kernels.Made], field: str) -> Any:
-    """A tree with the leaves that kernels have made, by number of the leaf, in their place."""
-    if not made:
-        return tree
-    leaves, treedef = jax.tree.flatten(tree)
-    new = [getattr(made[i], field) if i in made else leaf for i, leaf in enumerate(leaves)]
-    return jax.tree.unflatten(treedef, new)
+def selected(now: Reading) -> list[jax.Array | None]:
+    """For each leaf which of its groups hold elements with W ≠ 0 and Γ ≠ 0.
+
+    In the shape of the groups; None for leaves that are dense or of single elements.
+    """
+    out: list[jax.Array | None] = [None] * len(now.groups)
+    some = [leaf for leaf in now.leaves if not leaf.groups.elementwise]
+    kept = [((leaf.gamma != 0) & (leaf.w != 0)).astype(jnp.float32) for leaf in some]
+    counts = [leaf.groups.counts or () for leaf in some]
+    norms = group_norms(counts, [leaf.groups.joint for leaf in some], kept)
+    for leaf, norm in zip(some, norms, strict=True):
+        out[leaf.place] = norm > 0
+    return out
 
 
-def _cast(scalar: Any, like: jax.Array) -> jax.Array:
-    return jnp.asarray(scalar, jnp.real(like).dtype)
+def not_finite(leaves: Sequence[Leaf]) -> jax.Array:
+    """How many entries of V cannot move; they are only counted where there are any.
 
-
-def _not_finite(w: Sequence[jax.Array]) -> jax.Array:
-    """How many entries of W are not finite; they are only counted where there are any.
-
-    Sums of squares tell whether there are: the one reduction that XLA does at the speed of
-    memory on every backend.
+    Γ is finite since V is kept so: it is W that can fail. Sums of squares tell whether it has:
+    the one reduction that XLA does at the speed of memory on every backend.
     """
 
     def square(x: jax.Array) -> jax.Array:
@@ -338,10 +301,29 @@ def _not_finite(w: Sequence[jax.Array]) -> jax.Array:
     def count(w: Sequence[jax.Array]) -> jax.Array:
         return sum((jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in w), jnp.int32(0))
 
-    if not w:
+    if not leaves:
         return jnp.int32(0)
+    w = [leaf.w for leaf in leaves]
     finite = jnp.isfinite(jnp.stack([square(x) for x in w])).all()
     return jax.lax.cond(finite, lambda _: jnp.int32(0), count, w)
+
+
+def _shrinks(
+    settings: Settings,
+    groups: Sequence[LeafGroups],
+    v: Sequence[jax.Array],
+    lams: Sequence[Any],
+    squares: Sequence[jax.Array | None] | None = None,
+) -> list[Shrink]:
+    """How Γ follows from V in some leaves, with λ for all or each rule's own."""
+    if settings.auto is None:  # else the rules' own λ are already part of `lams`
+        lams = [x if leaf.lam is None else leaf.lam for leaf, x in zip(groups, lams, strict=True)]
+    penalties = [settings.penalty_of(leaf) for leaf in groups]
+    return shrink_all(groups, penalties, v, lams, settings.kappa, squares)
+
+
+def _cast(scalar: Any, like: jax.Array) -> jax.Array:
+    return jnp.asarray(scalar, jnp.real(like).dtype)
 
 
 def _zeros(leaf: LeafGroups, p: Any) -> jax.Array:

@@ -26,18 +26,22 @@ def matters(array: jax.Array) -> bool:
 
 
 def apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The same arrays, to be computed with anew instead of sharing earlier results."""
+    """The same arrays, to be computed with anew instead of sharing earlier results.
+
+    What stands behind it reads them from memory.
+    """
     return jax.lax.optimization_barrier(arrays) if matters(arrays[0]) else arrays
 
 
-def after(scalar: Any, *arrays: jax.Array) -> Any:
-    """The same scalar, but not before the arrays have been written.
+def after(scalar: Any, *arrays: jax.Array, like: jax.Array) -> jax.Array:
+    """The scalar as an array of the (real) dtype of `like`, not before `arrays` are written.
 
     The scalar is off by one part in 10⁷ where an array's first row is not finite; XLA
     cannot know that it never matters, which is the point.
     """
+    scalar = jnp.asarray(scalar, jnp.real(like).dtype)
     arrays = tuple(array for array in arrays if array.size)
-    if not any(matters(array) for array in arrays):
+    if not arrays or not matters(like):
         return scalar
     arrays = jax.lax.optimization_barrier(arrays)
     # The largest of a row, not one element: XLA would fuse anything simpler than a reduction

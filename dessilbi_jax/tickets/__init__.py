@@ -5,6 +5,7 @@ file; `masks` is what is done with them in training; `TicketMonitor` says when a
 `toolbox` has the calls of the authors' PyTorch toolbox.
 """
 
+from dessilbi_jax.tickets import toolbox
 from dessilbi_jax.tickets.masks import keep_support, project, rewind
 from dessilbi_jax.tickets.monitor import TicketMonitor
 from dessilbi_jax.tickets.path import SolutionPath
@@ -17,4 +18,5 @@ __all__ = [
     "keep_support",
     "project",
     "rewind",
+    "toolbox",
 ]

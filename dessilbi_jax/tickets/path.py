@@ -238,7 +238,7 @@ class SolutionPath:
                 raise ValueError(f"the ticket of step {at} is empty: {self._first_open()}")
         elif not self.ranked:
             raise ValueError(
-                f"nothing is ranked yet at step {self._steps[-1]}: no λ was in force (lam='auto' "
+                f"nothing is ranked yet at step {self._steps[-1]}: no λ was in force (dl.auto "
                 "first sets it a tenth of the way); take the ticket later"
             )
         else:

@@ -48,7 +48,7 @@ def prune_order(
         >>> import jax.numpy as jnp
         >>> import dessilbi_jax as dl
         >>> params = {"kernel": jnp.array([[3.0, 1.0], [4.0, 0.0]])}
-        >>> dl.prune_order(params, {"kernel": [[2, -1]]})["kernel"].tolist()
+        >>> dl.toolbox.prune_order(params, {"kernel": [[2, -1]]})["kernel"].tolist()
         [[3.0, -1999.0]]
     """
     if isinstance(entry, SolutionPath):
@@ -132,7 +132,7 @@ def prune_by_percent(
         >>> import dessilbi_jax as dl
         >>> params = {"conv": {"kernel": jnp.ones((1, 1, 2, 2)), "bias": jnp.ones(2)}}
         >>> order = {"conv/kernel": jnp.array([-1998.0, 2.0]).reshape(1, 1, 1, 2)}
-        >>> pruned, mask = dl.prune_by_percent(params, order, 50, "conv")
+        >>> pruned, mask = dl.toolbox.prune_by_percent(params, order, 50, "conv")
         >>> pruned["conv"]["bias"].tolist()
         [0.0, 1.0]
     """
@@ -208,7 +208,7 @@ def recover(pruned: Any, original: Any, mask: Any) -> Any:
         >>> import jax.numpy as jnp
         >>> import dessilbi_jax as dl
         >>> mask = {"w": jnp.array([True, False])}
-        >>> dl.recover({"w": jnp.array([5.0, 0.0])}, {"w": jnp.array([1.0, 2.0])}, mask)
+        >>> dl.toolbox.recover({"w": jnp.array([5.0, 0.0])}, {"w": jnp.array([1.0, 2.0])}, mask)
         {'w': Array([5., 2.], dtype=float32)}
     """
     mask_leaves(original, mask)
@@ -251,7 +251,7 @@ def extract(params: Any, mask: Any) -> dict[str, Extracted]:
         >>> import dessilbi_jax as dl
         >>> params = {"kernel": jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])}
         >>> mask = {"kernel": jnp.array([[True, False, True]] * 2)}
-        >>> dl.extract(params, mask)["kernel"].values.tolist()
+        >>> dl.toolbox.extract(params, mask)["kernel"].values.tolist()
         [[1.0, 3.0], [4.0, 6.0]]
     """
     out = {}
@@ -290,7 +290,7 @@ def reinitialise(params: Any, mask: Any, key: jax.Array) -> Any:
         >>> import dessilbi_jax as dl
         >>> params = {"kernel": jnp.array([[2.0, 1.0], [0.0, 1.0]])}
         >>> mask = {"kernel": jnp.array([[True, False]] * 2)}
-        >>> dl.reinitialise(params, mask, jax.random.key(0))["kernel"][0].tolist()
+        >>> dl.toolbox.reinitialise(params, mask, jax.random.key(0))["kernel"][0].tolist()
         [2.0, 0.0]
     """
     leaves = []

@@ -120,7 +120,7 @@ class TrainConfig:
     nonfinite: str = "stop"
     variant: Literal["paper", "toolbox"] = "toolbox"
     kappa: float = 1.0
-    nu: float = 100.0
+    nu: float = 20.0
     lam: float | Literal["auto"] = "auto"
     density: float | None = 0.05
     at: float = 1.0
@@ -223,8 +223,8 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
 
     Example:
         >>> a = TrainConfig(network="lenet300", dataset="digits", epochs=2)
-        >>> differences(a, dataclasses.replace(a, nu=20.0))
-        ['nu: 100.0, now 20.0']
+        >>> differences(a, dataclasses.replace(a, nu=50.0))
+        ['nu: 20.0, now 50.0']
     """
     pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
     return [f"{name}: {a!r}, now {b!r}" for name, a, b in pairs if a != b]

@@ -86,15 +86,16 @@ def make_optimizer(
         0
     """
     rate = _rate(config, steps)
-    auto = config.lam == "auto"
+    lam: Any = config.lam
+    if lam == "auto":
+        lam = dl.auto(density=config.density, steps=steps, at=config.at)
     coupling: dict[str, Any] = {
         "kappa": config.kappa,
         "nu": config.nu,
-        "lam": config.lam,
+        "lam": lam,
         "structure": structure,
         "lean": config.lean,
         "penalty": dl.group_lasso(sqrt_size=config.sqrt_size),
-        **({"density": config.density, "steps": steps, "at": config.at} if auto else {}),
     }
     if config.optimizer == "adam":
         decay = optax.identity()

@@ -111,6 +111,7 @@ _VGG = Preset(
         density=0.5,
         augment=True,
         records_per_epoch=2,
+        nu=100.0,
     ),
 )
 
@@ -131,6 +132,7 @@ _RESNET = Preset(
         density=0.5,
         augment=True,
         records_per_epoch=2,
+        nu=100.0,
     ),
 )
 
@@ -152,6 +154,7 @@ _RESNET20 = Preset(
         structure="channels",
         augment=True,
         keep_every=10,
+        nu=100.0,
     ),
 )
 
@@ -173,6 +176,7 @@ _VGG16 = Preset(
         structure="channels",
         augment=True,
         keep_every=20,
+        nu=100.0,
     ),
 )
 
@@ -199,6 +203,7 @@ _VIT = Preset(
         sqrt_size=True,
         augment=True,
         keep_every=20,
+        nu=100.0,
     ),
 )
 
@@ -225,6 +230,7 @@ _GPT = Preset(
         structure="channels",
         sqrt_size=True,
         holdout=0.05,
+        nu=100.0,
     ),
 )
 
@@ -249,6 +255,7 @@ _IMAGENET = Preset(
         structure="channels",
         holdout=0.01,
         keep_every=10,
+        nu=100.0,
     ),
 )
 

@@ -15,6 +15,7 @@ TINY = train.TrainConfig(
     schedule="cosine",
     density=0.3,
     augment=True,
+    nu=100.0,
 )
 
 

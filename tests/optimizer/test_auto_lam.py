@@ -83,19 +83,19 @@ COSINE = optax.cosine_decay_schedule(0.02, STEPS)
 ASKED = {
     "toolbox, ν = 50, cosine, 5 % of the weights": (
         0.05,
-        dl.dessilbi(COSINE, nu=50.0, lam="auto", density=0.05, steps=STEPS, momentum=0.9,
+        dl.dessilbi(COSINE, nu=50.0, lam=dl.auto(density=0.05, steps=STEPS), momentum=0.9,
                     variant="toolbox", structure=dl.weights),
     ),
     "paper, ν = 50, constant, 30 % of the weights": (
         0.3,
-        dl.dessilbi(0.02, nu=50.0, lam="auto", density=0.3, steps=STEPS, momentum=0.9,
+        dl.dessilbi(0.02, nu=50.0, lam=dl.auto(density=0.3, steps=STEPS), momentum=0.9,
                     variant="paper", structure=dl.weights),
     ),
     "adam, ν = 500, drop, 2 % of the weights": (
         0.02,
         optax.chain(
             optax.scale_by_adam(),
-            dl.add_split_lbi(DROP, nu=500.0, lam="auto", density=0.02, steps=STEPS,
+            dl.add_split_lbi(DROP, nu=500.0, lam=dl.auto(density=0.02, steps=STEPS),
                              structure=dl.weights),
             optax.scale_by_learning_rate(DROP),
         ),
@@ -115,7 +115,7 @@ def test_density_is_within_a_fifth_of_the_one_asked(name):
 def test_half_of_the_filters():
     structure = dl.filters.replace(dense=None)
     tx = dl.dessilbi(
-        0.02, nu=200.0, lam="auto", group_density=0.5, steps=STEPS, momentum=0.9,
+        0.02, nu=200.0, lam=dl.auto(group_density=0.5, steps=STEPS), momentum=0.9,
         structure=structure,
     )  # fmt: skip
     _, _, path = run(tx)
@@ -125,7 +125,7 @@ def test_half_of_the_filters():
 def test_mixed_structures_are_evened():
     """Filters and single weights both get their share, though their norms differ tenfold."""
     tx = dl.dessilbi(
-        0.02, nu=100.0, lam="auto", density=0.3, steps=STEPS, momentum=0.9, structure=dl.filters
+        0.02, nu=100.0, lam=dl.auto(density=0.3, steps=STEPS), momentum=0.9, structure=dl.filters
     )
     _, state, path = run(tx)
     assert path.density()[-1] == pytest.approx(0.3, rel=0.2)
@@ -151,7 +151,7 @@ def test_rules_lam_are_relative_weights():
     share = []
     for rules in (even, uneven):
         tx = dl.dessilbi(
-            0.02, nu=100.0, lam="auto", density=0.1, steps=STEPS, momentum=0.9, structure=rules
+            0.02, nu=100.0, lam=dl.auto(density=0.1, steps=STEPS), momentum=0.9, structure=rules
         )
         _, _, path = run(tx)
         assert path.density()[-1] == pytest.approx(0.1, rel=0.2)

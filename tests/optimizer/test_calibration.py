@@ -24,7 +24,7 @@ def test_a_probe_predicts_lambda():
 def test_parameters_alone_give_the_order_of_magnitude():
     _, params = small_net()
     guess = dl.calibrate(params, dl.weights, 0.02, STEPS, nu=100.0, density=0.1)
-    _, state, _ = run(dl.dessilbi(0.02, lam="auto", density=0.1, steps=STEPS, **SETTINGS))
+    _, state, _ = run(dl.dessilbi(0.02, lam=dl.auto(density=0.1, steps=STEPS), **SETTINGS))
     assert 0.3 < guess / float(dl.get_state(state).lam) < 3
 
 

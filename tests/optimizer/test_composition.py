@@ -15,7 +15,7 @@ from dessilbi_jax.optimizer import write_order
 from dessilbi_jax.tree import leaf_paths
 
 OPTIONS = {"nu": 1.0, "lam": 0.4}
-AUTO = {"nu": 1.0, "lam": "auto", "density": 0.3, "steps": 20}
+AUTO = {"nu": 1.0, "lam": dl.auto(density=0.3, steps=20)}
 
 
 def all_kernels(params):

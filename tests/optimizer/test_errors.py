@@ -1,5 +1,6 @@
 """What the optimizer refuses, when, and whether the message helps."""
 
+import dataclasses
 import math
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 import dessilbi_jax as dl
 
 PARAMS = {"fc": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
-AUTO = {"lam": "auto", "density": 0.1, "steps": 100}
+AUTO = {"lam": dl.auto(density=0.1, steps=100)}
 BAD_NUMBERS = [0, 0.0, -1.0, math.nan, math.inf, -math.inf, np.float32(-2.0), np.int64(-3)]
 NO_NUMBERS = [None, "0.1", True, [0.1], {"kernel": 0.1}]
 
@@ -78,7 +79,7 @@ def test_momentum_and_decay_must_be_numbers(name, value):
 def test_numbers_at_the_edge_are_accepted():
     dessilbi(momentum=0.0, weight_decay=0, kappa=np.float32(0.5), nu=np.int64(3), learning_rate=1)
     dessilbi(lam=jnp.asarray(0.1), kappa=jnp.asarray(1.0))
-    dessilbi(**AUTO | {"density": 1, "at": 1})
+    dessilbi(lam=dl.auto(density=1, steps=20, at=1))
 
 
 def test_nesterov_without_momentum():
@@ -100,7 +101,7 @@ def test_an_unknown_variant(variant):
 def test_lam_missing_says_what_can_be_given(make):
     with pytest.raises(TypeError, match=r"^lam is missing") as caught:
         make(lam=None)
-    for choice in ("number", "schedule", "'auto'", "density=", "steps=", "rule", "dl.calibrate"):
+    for choice in ("number", "schedule", "dl.auto", "density=", "steps=", "rule", "dl.calibrate"):
         assert choice in str(caught.value)
 
 
@@ -116,74 +117,72 @@ def test_lam_may_be_left_to_the_rules_only_if_every_rule_has_it():
 
 
 @every_maker
-@pytest.mark.parametrize("lam", ["automatic", "0.1", ""])
-def test_an_unknown_word_for_lam(make, lam):
-    with pytest.raises(
-        ValueError, match=f"^lam must be a number, a schedule or 'auto', got {lam!r}"
-    ):
+@pytest.mark.parametrize("lam", ["auto", "0.1", ""])
+def test_a_word_for_lam(make, lam):
+    message = rf"^lam must be a number, a schedule or dl\.auto\(.*\), got {lam!r}"
+    with pytest.raises(TypeError, match=message):
         make(lam=lam)
 
 
-@every_maker
 @pytest.mark.parametrize(
-    "left_out", [("density",), ("steps",), ("density", "steps")], ids=lambda names: "+".join(names)
-)
-def test_auto_needs_density_and_steps(make, left_out):
-    given = {name: value for name, value in AUTO.items() if name not in left_out}
-    message = "lam='auto' needs steps= and exactly one of density= and group_density="
-    with pytest.raises(TypeError, match=message):
-        make(**given)
-
-
-def test_auto_takes_one_kind_of_density():
-    with pytest.raises(TypeError, match="exactly one of density= and group_density="):
-        dessilbi(**AUTO, group_density=0.1)
-
-
-@every_maker
-@pytest.mark.parametrize(
-    "extra",
+    ("given", "message"),
     [
-        {"density": 0.1},
-        {"group_density": 0.1},
-        {"steps": 9},
-        {"at": 0.5},
-        {"density": 0.1, "steps": 9},
+        ({"steps": 100}, "exactly one of density= and group_density=, got neither"),
+        ({"density": 0.1}, "steps"),
+        ({}, "steps"),
+        ({"density": 0.1, "group_density": 0.1, "steps": 100}, "exactly one .*, got both"),
     ],
-    ids=lambda extra: "+".join(extra),
+    ids=str,
 )
-def test_arguments_of_auto_without_auto_are_superfluous(make, extra):
-    message = f"^{', '.join(extra)} can only be given together with lam='auto'"
+def test_auto_needs_steps_and_one_share(given, message):
     with pytest.raises(TypeError, match=message):
-        make(**extra)
+        dl.auto(**given)
 
 
 @every_maker
+def test_auto_has_arguments_of_its_own(make):
+    with pytest.raises(TypeError, match="density"):
+        make(density=0.1)
+
+
 @pytest.mark.parametrize("name", ["density", "group_density"])
-@pytest.mark.parametrize("value", [0, 0.0, -0.1, 1.0001, 5, math.nan, math.inf, "5%"])
-def test_densities_lie_in_the_half_open_unit_interval(make, name, value):
+@pytest.mark.parametrize("value", [0, 0.0, -0.1, 1.0001, 5, math.nan, math.inf, "5%", True])
+def test_shares_lie_in_the_half_open_unit_interval(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must lie in \(0, 1\], got") as caught:
-        make(lam="auto", steps=100, **{name: value})
+        dl.auto(steps=100, **{name: value})
     assert repr(value) in str(caught.value)
+
+
+def test_auto_is_a_frozen_value():
+    one = dl.auto(density=0.1, steps=100)
+    assert one == dl.auto(density=0.1, steps=100) != dl.auto(group_density=0.1, steps=100)
+    assert len({one, dl.auto(density=0.1, steps=100)}) == 1
+    assert not callable(one)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.steps = 5
+    share = jnp.float32(0.1)
+    traced = dl.auto(density=share, steps=jnp.int32(100))
+    assert traced != one
+    assert hash(traced) == hash(dl.auto(density=share, steps=traced.steps))
 
 
 @pytest.mark.parametrize("at", [0, -0.5, 1.5, math.nan, "half", None])
 def test_at_is_a_fraction(at):
     with pytest.raises(ValueError, match=r"^at must lie in \(0, 1\], got"):
-        dessilbi(**AUTO, at=at)
+        dl.auto(density=0.1, steps=100, at=at)
 
 
 @pytest.mark.parametrize("steps", [100.0, "100", math.nan, True])
 def test_steps_is_an_integer(steps):
     with pytest.raises(TypeError, match=r"^steps must be an integer, got"):
-        dessilbi(**AUTO | {"steps": steps})
+        dl.auto(density=0.1, steps=steps)
 
 
 @pytest.mark.parametrize(("steps", "at"), [(0, 1.0), (-100, 1.0), (19, 1.0), (100, 0.19)])
 def test_a_run_too_short_for_auto_says_so(steps, at):
     message = f"at least 20 updates before the density is due, got steps={steps} and at={at}"
     with pytest.raises(ValueError, match=message):
-        dessilbi(**AUTO | {"steps": steps, "at": at})
+        dl.auto(density=0.1, steps=steps, at=at)
 
 
 @pytest.mark.parametrize("penalty", ["lasso", dl.group_lasso, 0.5])
@@ -339,7 +338,7 @@ OTHERS = {
     ),
     "another name": ({}, {}, {"fc1": PARAMS["fc"]}, r"does not fit the parameters: .*'fc1'.*'fc'"),
     "fewer leaves": ({}, {}, {"fc": {"kernel": jnp.ones((4, 3))}}, "does not fit the parameters"),
-    "auto, then given": (AUTO, {}, PARAMS, r"made with lam='auto', the transformation not"),
+    "auto, then given": (AUTO, {}, PARAMS, r"made with dl\.auto, the transformation not"),
     "given, then auto": ({}, AUTO, PARAMS, r"made with a given λ, the transformation not"),
 }
 

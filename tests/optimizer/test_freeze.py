@@ -92,7 +92,7 @@ def test_a_group_of_zero_weights_is_not_frozen():
 
 def test_automatic_lambda_counts_on_frozen_groups_standing_still():
     tx = dl.dessilbi(
-        0.05, nu=5.0, lam="auto", density=0.3, steps=200, structure=dl.neurons, freeze=True
+        0.05, nu=5.0, lam=dl.auto(density=0.3, steps=200), structure=dl.neurons, freeze=True
     )
     support = dl.support(trajectory(tx, network(), 200).last_state)
     kernels = [support[layer]["kernel"] for layer in ("conv", "fc")]

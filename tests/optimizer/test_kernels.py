@@ -59,7 +59,7 @@ OPTIONS = {
     "sparse groups, no momentum": {
         "penalty": SPARSE, "lam": lambda count: 0.02 + 0.005 * jnp.sin(count * 1.0),
     },
-    "auto": {"lam": "auto", "density": 0.3, "steps": 20, "momentum": 0.9, "lean": True},
+    "auto": {"lam": dl.auto(density=0.3, steps=20), "momentum": 0.9, "lean": True},
 }  # fmt: skip
 # Each leaf is once in the form for TPUs and once in that for GPUs.
 THIRDS = [tuple(LEAVES)[i::3] for i in range(3)]
@@ -79,6 +79,16 @@ def tree(dtype=jnp.float32, names=tuple(LEAVES)):
         size = 1.0 if alone else math.sqrt(math.prod(shape) / max(shape))
         out[name] = (leaf * grow / size).astype(dtype)
     return out
+
+
+def taking(kernel, tx):
+    """The transformation, traced with that kernel."""
+
+    def update(*args):
+        with kernels.taking(kernel):
+            return tx.update(*args)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def runner(tx, steps=STEPS):
@@ -102,8 +112,8 @@ def taken(monkeypatch):
     paths = []
     step = kernels.step
 
-    def spy(kernel, leaf, *args):
-        made = step(kernel, leaf, *args)
+    def spy(leaf, *args):
+        made = step(leaf, *args)
         if made is not None:
             paths.append(leaf.path)
         return made
@@ -114,8 +124,8 @@ def taken(monkeypatch):
 
 def transformation(kernel, names=tuple(LEAVES), **options):
     structure = [rule for rule in STRUCTURE if rule[0][:-1] in names]
-    defaults = {"nu": 1.0, "lam": 0.1, "structure": structure, "kernel": kernel}
-    return dl.dessilbi(0.1, **defaults | options)
+    defaults = {"nu": 1.0, "lam": 0.1, "structure": structure}
+    return taking(kernel, dl.dessilbi(0.1, **defaults | options))
 
 
 @pytest.mark.parametrize(("name", "platform", "names"), RUNS, ids=OPTIONS)
@@ -180,8 +190,8 @@ def test_what_is_not_finite_stays_and_is_counted(lean, variant, taken):
 
 @pytest.mark.parametrize("kind", ["chain", "wrap", "joint", "freeze"])
 def test_other_ways_in(kind, taken):
-    def make(kernel):
-        common = {"nu": 1.0, "lam": 0.1, "kernel": kernel}
+    def make(kind):
+        common = {"nu": 1.0, "lam": 0.1}
         if kind == "chain":
             ours = dl.add_split_lbi(0.05, lean=True, **common)
             return optax.chain(optax.scale_by_adam(), ours, optax.scale_by_learning_rate(0.05))
@@ -192,7 +202,7 @@ def test_other_ways_in(kind, taken):
         return dl.dessilbi(0.1, freeze=True, momentum=0.9, **common)
 
     def run(kernel):
-        tx = make(kernel)
+        tx = taking(kernel, make(kind))
 
         @functools.partial(jax.jit, compiler_options=QUICK)
         def step(params, state):
@@ -219,7 +229,7 @@ def test_it_takes_over_a_state_at_any_time():
     """States have the same form, and one kernel goes on where the other stopped."""
     params = network()
     txs = [
-        dl.dessilbi(0.1, nu=1.0, lam=0.1, momentum=0.9, weight_decay=1e-3, kernel=kernel)
+        taking(kernel, dl.dessilbi(0.1, nu=1.0, lam=0.1, momentum=0.9, weight_decay=1e-3))
         for kernel in ("xla", "pallas", "auto")
     ]
     shapes = [jax.eval_shape(tx.update, params, txs[0].init(params), params) for tx in txs]
@@ -227,10 +237,10 @@ def test_it_takes_over_a_state_at_any_time():
 
 
 def test_what_it_is_not_for(taken, monkeypatch):
-    def trace(params, **options):
+    def trace(params, kernel="pallas", **options):
         taken.clear()
-        options = {"structure": dl.weights, "kernel": "pallas", "lam": 0.1} | options
-        tx = dl.dessilbi(0.1, **options)
+        options = {"structure": dl.weights, "lam": 0.1} | options
+        tx = taking(kernel, dl.dessilbi(0.1, **options))
         jax.eval_shape(tx.update, params, jax.eval_shape(tx.init, params), params)
         return taken
 
@@ -243,7 +253,7 @@ def test_what_it_is_not_for(taken, monkeypatch):
     ]
     mixed = {"structure": dl.columns, "penalty": SPARSE}
     assert trace(f32, **mixed) == ["kernel"]
-    assert trace(f32, **mixed, lam="auto", density=0.1, steps=99) == []
+    assert trace(f32, **mixed, lam=dl.auto(density=0.1, steps=99)) == []
     # Chosen by itself where it was measured, and not where sharding would go unseen.
     measured = (jax.default_backend(), "lean")
     monkeypatch.setattr(kernels, "MEASURED_FASTER", frozenset({measured}))
@@ -258,22 +268,30 @@ def test_what_it_is_not_for(taken, monkeypatch):
 def test_float64_takes_the_xla_form(taken):
     with jax.enable_x64(True):
         params = {"wide": jnp.ones((4, 6), jnp.float64), "kernel": jnp.ones((4, 6), jnp.float32)}
-        tx = dl.dessilbi(0.1, lam=0.1, structure=[("", (-1,))], momentum=0.9, kernel="pallas")
+        tx = taking("pallas", dl.dessilbi(0.1, lam=0.1, structure=[("", (-1,))], momentum=0.9))
         jax.eval_shape(tx.update, params, jax.eval_shape(tx.init, params), params)
     assert taken == ["kernel"]
 
 
-@pytest.mark.parametrize(
-    "make", [dl.dessilbi, dl.add_split_lbi, functools.partial(dl.wrap, optax.sgd(0.1))]
-)
-def test_an_unknown_kernel_is_an_error(make):
-    with pytest.raises(ValueError, match="kernel must be 'auto', 'xla' or 'pallas', got 'cuda'"):
-        make(0.1, lam=0.1, kernel="cuda")
+def test_an_unknown_kernel_is_an_error():
+    with (
+        pytest.raises(ValueError, match="kernel must be 'auto', 'xla' or 'pallas', got 'cuda'"),
+        kernels.taking("cuda"),
+    ):
+        pass
+
+
+def test_the_choice_ends_with_its_context():
+    with kernels.taking("pallas"):
+        with kernels.taking("xla"):
+            assert not kernels.wanted(lean=True)
+        assert kernels.wanted(lean=True)
+    assert not kernels.wanted(lean=True)
 
 
 def sharded(kernel, lean):
     options = {"nu": 1.0, "lam": 0.09, "momentum": 0.9, "lean": lean, "structure": RULES}
-    tx = dl.dessilbi(0.1, kernel=kernel, **options)
+    tx = taking(kernel, dl.dessilbi(0.1, **options))
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def step(params, state):

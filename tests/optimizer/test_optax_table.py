@@ -28,7 +28,7 @@ def lam_schedule(count):
 
 
 LASSO = {"nu": 1.0, "lam": 0.05}
-AUTO = {"nu": 1.0, "lam": "auto", "density": 1.0, "steps": STEPS, "at": 0.2}
+AUTO = {"nu": 1.0, "lam": dl.auto(density=1.0, steps=STEPS, at=0.2)}
 
 # Options of dl.dessilbi by name.
 OURS = {
@@ -264,8 +264,8 @@ def test_v_of_narrow_parameters_does_not_stall(dtype):
 )  # fmt: skip
 def test_inject_hyperparams_gives_the_same(name):
     options = {**LASSO, **OURS[name], "learning_rate": 0.02, "nu": 0.2}
-    if "density" in options:
-        options |= {"density": 0.3, "steps": 20, "at": 1.0}
+    if isinstance(options["lam"], dl.Auto):
+        options |= {"lam": dl.auto(density=0.3, steps=20)}
     # structure stays what it is by default, dl.filters: it must not be taken for a schedule
     plain = trajectory(dl.dessilbi(**options), network(), 20)
     injected = trajectory(optax.inject_hyperparams(dl.dessilbi)(**options), network(), 20)

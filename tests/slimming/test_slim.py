@@ -118,7 +118,7 @@ def test_outputs_gradients_and_steps_of_the_small_network_are_those_of_the_maske
 def test_joint_groups_train_to_a_ticket_that_is_cut_with_its_state_and_trains_on():
     model, x, groups = network("resnet-small")
     graph, params, rest = parts(model)
-    tx = dl.dessilbi(0.05, nu=5.0, lam="auto", group_density=0.5, steps=40, momentum=0.9,
+    tx = dl.dessilbi(0.05, nu=5.0, lam=dl.auto(group_density=0.5, steps=40), momentum=0.9,
                      structure=dl.channels(groups))  # fmt: skip
     loss = loss_of(graph, rest, x)
 

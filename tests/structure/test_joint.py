@@ -372,7 +372,7 @@ def test_masked_leaves_take_no_part():
 def test_automatic_lambda_reaches_the_density(asked):
     # All leaves but the last bias are tied, with different numbers of elements a group.
     structure = Channels((("conv", -1), ("fc/kernel", 0)))
-    options = {asked: 0.25, "steps": 100, "nu": 5.0, "lam": "auto"}
+    options = {"nu": 5.0, "lam": dl.auto(**{asked: 0.25}, steps=100)}
     run = trajectory(dl.dessilbi(0.1, structure=structure, **options), network(), 100)
     mask = jax.tree.map(lambda x: x[-1], run.support)
     assert float(jnp.mean(mask["conv"]["bias"])) == pytest.approx(0.25, abs=0.0626)
@@ -461,7 +461,7 @@ SHARDED = Channels((("conv", -1), ("fc/kernel", 0)))
 OPTIONS = {
     "full": {"nu": 1.0, "lam": 2.5, "momentum": 0.9},
     "lean": {"nu": 1.0, "lam": 2.5, "lean": True, "freeze": True},
-    "auto": {"nu": 1.0, "lam": "auto", "group_density": 0.5, "steps": 20},
+    "auto": {"nu": 1.0, "lam": dl.auto(group_density=0.5, steps=20)},
     "size": {"nu": 1.0, "lam": 0.3, "penalty": dl.group_lasso(sqrt_size=True)},
 }
 # Channels on the devices, in all members or in one; or other axes, or nothing at all.

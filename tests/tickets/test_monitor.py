@@ -111,7 +111,7 @@ def test_it_follows_a_path_that_is_still_opening():
 
 def test_records_before_the_first_estimate_of_lambda_do_not_count():
     params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(5, 8)), jnp.float32)}
-    tx = dl.dessilbi(0.1, nu=5.0, lam="auto", density=0.5, steps=40)
+    tx = dl.dessilbi(0.1, nu=5.0, lam=dl.auto(density=0.5, steps=40))
     state, path, monitor = tx.init(params), dl.SolutionPath(), dl.TicketMonitor(0.5)
     update, zeros = jax.jit(tx.update), {"kernel": jnp.zeros((5, 8))}
     for step in range(1, 11):

@@ -519,7 +519,7 @@ def test_with_lambda_zero_strength_orders_nothing_and_entry_does():
 
 def test_before_the_first_estimate_of_lambda_there_is_no_order_to_take_a_ticket_by():
     params = {"kernel": jnp.ones((2, 4))}
-    tx = dl.dessilbi(0.1, nu=5.0, lam="auto", density=0.5, steps=100)
+    tx = dl.dessilbi(0.1, nu=5.0, lam=dl.auto(density=0.5, steps=100))
     path = dl.SolutionPath()
     path.record(1, tx.update(params, tx.init(params), params)[1])
     assert not path.ranked

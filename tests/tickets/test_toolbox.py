@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dessilbi_jax as dl
+from dessilbi_jax import toolbox
 
 FILE = pathlib.Path(__file__).parents[1] / "reference" / "toolbox_prune_order.npz"
 LEAVES = {"conv1/weight": (6, 1, 1, 1), "fc/weight": (5, 8)}
@@ -56,7 +57,10 @@ def run(precision):
             params, state = step(params, state, jax.tree.map(lambda g, t=t: g[t], grads))
             if (t + 1) % 10 == 0:
                 path.record(t + 1, state)
-                orders = [dl.prune_order(params, path), dl.prune_order(params, path, **EPOCH)]
+                orders = [
+                    toolbox.prune_order(params, path),
+                    toolbox.prune_order(params, path, **EPOCH),
+                ]
                 epochs.append((jax.tree.map(np.asarray, params), orders))
     return epochs
 
@@ -87,7 +91,7 @@ def test_prune_orders_from_entry_epochs():
         record = {p: data[f"f64_epoch_record_{p}"][epoch] for p in LEAVES}
         entry = {p: np.where(r == 2000, -1, r) for p, r in record.items()}
         entry["conv1/weight"] = record["conv1/weight"].min(axis=(1, 2, 3), keepdims=True)
-        for path, values in dl.prune_order(params, entry).items():
+        for path, values in toolbox.prune_order(params, entry).items():
             expected = data[f"f64_prune_order_{path}"][epoch]
             np.testing.assert_allclose(values.reshape(expected.shape), expected, rtol=0, atol=1e-10)
 
@@ -100,7 +104,7 @@ def test_pruning_leaves_what_the_toolbox_leaves(epoch, percent):
     before = jax.tree.map(np.copy, params)
     for layer in ("conv1", "fc"):
         with jax.enable_x64(True):
-            trees = dl.prune_by_percent(params, order, percent, [layer])
+            trees = toolbox.prune_by_percent(params, order, percent, [layer])
             pruned, mask = jax.tree.map(np.asarray, trees)
         path = f"{layer}/weight"
         threshold = np.percentile(order[path], percent)
@@ -127,8 +131,8 @@ def kernels(seed=0):
 def test_percentages_by_layer_and_biases():
     params = kernels()
     entry = {"conv/kernel": -np.ones((1, 1, 1, 4)), "fc/kernel": np.zeros((3, 4))}
-    order = dl.prune_order(params, entry)
-    pruned, mask = dl.prune_by_percent(
+    order = toolbox.prune_order(params, entry)
+    pruned, mask = toolbox.prune_by_percent(
         params, order, {"conv": 50, "fc/kernel": 25}, ("conv", "fc/kernel")
     )
     assert int(mask["conv"]["kernel"].any(axis=(0, 1, 2)).sum()) == 2
@@ -136,12 +140,14 @@ def test_percentages_by_layer_and_biases():
     assert int(mask["fc"]["kernel"].sum()) == 9
     assert mask["fc"]["bias"].all()  # single weights leave the biases alone
     np.testing.assert_array_equal(pruned["conv"]["bias"], mask["conv"]["bias"])
-    _, mask = dl.prune_by_percent(params, order, 50, biases=False)
+    _, mask = toolbox.prune_by_percent(params, order, 50, biases=False)
     assert mask["conv"]["bias"].all()
     assert int(mask["fc"]["kernel"].sum()) == 6
     # Input channels empty no output: as many as there are outputs or not, no bias goes.
     square = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
-    _, mask = dl.prune_by_percent(square, {"kernel": np.arange(4.0).reshape(4, 1)}, 50, "kernel")
+    _, mask = toolbox.prune_by_percent(
+        square, {"kernel": np.arange(4.0).reshape(4, 1)}, 50, "kernel"
+    )
     assert mask["bias"].all()
     assert mask["kernel"].all(axis=1).tolist() == [False, False, True, True]
 
@@ -150,26 +156,26 @@ def test_errors_of_orders_and_pruning():
     params = kernels()
     order = {"conv/kernel": np.arange(4.0).reshape(1, 1, 1, 4), "fc/kernel": np.zeros((3, 4))}
     with pytest.raises(ValueError, match="layer 'con' is none of conv/kernel, fc/kernel"):
-        dl.prune_by_percent(params, order, 50, "con")
+        toolbox.prune_by_percent(params, order, 50, "con")
     with pytest.raises(ValueError, match="layer 'a' could be a/v, a/w"):
-        dl.prune_by_percent(params, {"a/v": 0, "a/w": 0}, 50, "a")
+        toolbox.prune_by_percent(params, {"a/v": 0, "a/w": 0}, 50, "a")
     with pytest.raises(ValueError, match=r"percent must lie in \[0, 100\], got 101 for conv"):
-        dl.prune_by_percent(params, order, 101, "conv")
+        toolbox.prune_by_percent(params, order, 101, "conv")
     with pytest.raises(ValueError, match="percent gives no number for conv; it has fc"):
-        dl.prune_by_percent(params, order, {"fc": 3}, "conv")
+        toolbox.prune_by_percent(params, order, {"fc": 3}, "conv")
     with pytest.raises(ValueError, match="50 % would empty fc/kernel"):
-        dl.prune_by_percent(params, order, 50, "fc")
+        toolbox.prune_by_percent(params, order, 50, "fc")
     with pytest.raises(ValueError, match="the order names old/kernel, which the parameters lack"):
-        dl.prune_by_percent(params, {"old/kernel": np.zeros(3)}, 50)
+        toolbox.prune_by_percent(params, {"old/kernel": np.zeros(3)}, 50)
     with pytest.raises(ValueError, match=r"order of fc/kernel has shape \(2, 4\)"):
-        dl.prune_by_percent(params, {"fc/kernel": np.zeros((2, 4))}, 50)
+        toolbox.prune_by_percent(params, {"fc/kernel": np.zeros((2, 4))}, 50)
     with pytest.raises(ValueError, match="entries name old/kernel"):
-        dl.prune_order(params, {"old/kernel": np.zeros(3)})
+        toolbox.prune_order(params, {"old/kernel": np.zeros(3)})
     for shape in ((4,), (1, 1, 1, 3), (0, 1, 1, 4)):
         with pytest.raises(ValueError, match="entries of conv/kernel have shape"):
-            dl.prune_order(params, {"conv/kernel": np.zeros(shape)})
+            toolbox.prune_order(params, {"conv/kernel": np.zeros(shape)})
     with pytest.raises(ValueError, match="nothing has been recorded"):
-        dl.prune_order(params, dl.SolutionPath())
+        toolbox.prune_order(params, dl.SolutionPath())
 
 
 def test_recover_brings_back_what_was_pruned():
@@ -178,11 +184,13 @@ def test_recover_brings_back_what_was_pruned():
         lambda p: jnp.asarray(np.random.default_rng(1).random(p.shape) < 0.5), params
     )
     tuned = jax.tree.map(lambda p: 3 * p, dl.project(params, mask))
-    back = dl.recover(tuned, params, mask)
+    back = toolbox.recover(tuned, params, mask)
     for b, p, m in zip(*map(jax.tree.leaves, (back, params, mask)), strict=True):
         np.testing.assert_array_equal(b, np.where(m, 3 * p, p))
     with pytest.raises(ValueError, match="does not fit fc/kernel"):
-        dl.recover(tuned, {**params, "fc": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(4)}}, mask)
+        toolbox.recover(
+            tuned, {**params, "fc": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(4)}}, mask
+        )
 
 
 @given(seed=st.integers(0, 2**16), shape=st.sampled_from([(3, 4), (2, 2, 3, 4), (6,), (1, 5)]))
@@ -193,7 +201,7 @@ def test_what_is_extracted_can_be_put_back(seed, shape):
     if rng.random() < 0.5:  # whole outputs
         kept = np.broadcast_to(kept[(0,) * (len(shape) - 1)], shape)
     leaf = rng.normal(size=shape)
-    values, indices = dl.extract({"w": leaf}, {"w": kept})["w"]
+    values, indices = toolbox.extract({"w": leaf}, {"w": kept})["w"]
     assert values.size == kept.sum()
     back = np.zeros(shape)
     back[indices] = values
@@ -204,11 +212,11 @@ def test_extracted_filters_keep_their_axes():
     params = kernels()
     mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
     mask["conv"]["kernel"] = mask["conv"]["kernel"].at[..., 1].set(False).at[:, :, 2].set(False)
-    out = dl.extract(params, mask)
+    out = toolbox.extract(params, mask)
     assert out["conv/kernel"].values.shape == (2, 2, 2, 3)
     assert out["fc/kernel"].values.shape == (3, 4)
     mask["fc"]["kernel"] = mask["fc"]["kernel"].at[0, 0].set(False)
-    assert dl.extract(params, mask)["fc/kernel"].values.shape == (11,)
+    assert toolbox.extract(params, mask)["fc/kernel"].values.shape == (11,)
 
 
 @pytest.mark.parametrize("name", ["kernel", "weight"])
@@ -231,7 +239,7 @@ def test_new_filters_are_orthogonal_to_the_kept_ones(name, gone):
     fresh = np.arange(8) < gone
     params = {"c": {name: leaf(rows), "bias": jnp.ones(8)}}
     mask = {"c": {name: leaf(np.repeat(~fresh[:, None], 12, 1)) > 0, "bias": jnp.ones(8, bool)}}
-    new = dl.reinitialise(params, mask, jax.random.key(1))
+    new = toolbox.reinitialise(params, mask, jax.random.key(1))
     got = flat(new["c"][name])
     np.testing.assert_array_equal(got[~fresh], flat(params["c"][name])[~fresh])
     np.testing.assert_array_equal(new["c"]["bias"], 1)
@@ -242,7 +250,7 @@ def test_new_filters_are_orthogonal_to_the_kept_ones(name, gone):
     assert room >= gone
     np.testing.assert_allclose(got[fresh] @ got[~fresh].T, 0, atol=1e-4)
     np.testing.assert_allclose(got[fresh] @ got[fresh].T, norm**2 * np.eye(gone), atol=1e-4)
-    again = dl.reinitialise(params, mask, jax.random.key(2))
+    again = toolbox.reinitialise(params, mask, jax.random.key(2))
     assert (flat(again["c"][name])[fresh] != got[fresh]).all()
 
 
@@ -251,7 +259,7 @@ def test_new_filters_where_the_space_is_exhausted():
     rows = np.random.default_rng(0).normal(size=(8, 3))
     params, kept = {"kernel": jnp.asarray(rows.T)}, np.arange(8) < 2
     mask = {"kernel": jnp.broadcast_to(kept, (3, 8))}
-    got = np.asarray(dl.reinitialise(params, mask, jax.random.key(0))["kernel"]).T
+    got = np.asarray(toolbox.reinitialise(params, mask, jax.random.key(0))["kernel"]).T
     np.testing.assert_allclose(got[2] @ got[:2].T, 0, atol=1e-6)
     norm = np.linalg.norm(rows[:2], axis=1).mean()
     np.testing.assert_allclose(np.linalg.norm(got[2:], axis=1), norm, rtol=1e-5)
@@ -261,8 +269,8 @@ def test_new_filters_where_the_space_is_exhausted():
 def test_filters_kept_in_part_stay_and_complex_leaves_are_refused():
     params = {"kernel": jnp.arange(1.0, 7).reshape(2, 3)}
     mask = {"kernel": jnp.array([[True, False, True], [False, False, True]])}
-    new = dl.reinitialise(params, mask, jax.random.key(0))["kernel"]
+    new = toolbox.reinitialise(params, mask, jax.random.key(0))["kernel"]
     np.testing.assert_array_equal(new[:, [0, 2]], params["kernel"][:, [0, 2]])
     assert (new[:, 1] != params["kernel"][:, 1]).all()
     with pytest.raises(ValueError, match="kernel is complex"):
-        dl.reinitialise({"kernel": params["kernel"] * 1j}, mask, jax.random.key(0))
+        toolbox.reinitialise({"kernel": params["kernel"] * 1j}, mask, jax.random.key(0))

@@ -1,25 +1,22 @@
 """The step of one structured leaf in a single pass over memory, as a Pallas kernel.
 
     d  = W − Γ                with Γ = factor_g · S_t(V) rebuilt from V, never read
-    m' = τ m + g + …          the momentum of `dessilbi`, where it has one
-    u  = … + strength · d     the coupled update, before it is multiplied by −learning_rate
+    u  = g + strength · d     the coupled update
     V' = V + pace · d         where d is finite; other entries stay and are counted
 
-and in the same pass the partial sums of V'² that the new group norms are made of. W, g, m and V
-are read once; u, m' and V' are written once, over g, m and V. A stored Γ' is written in the same
-pass for single elements whose λ is known; a group needs its finished norm first, so there Γ' is
-XLA's elementwise pass over V' behind the kernel. Optax's protocol asks for the update, not
-for W', so adding it to W is another pass of XLA's; where the coupling is inside the momentum and
-that is not Nesterov's, u is m' and is not written apart.
+and in the same pass the partial sums of V'² that the new group norms are made of. W, g and V are
+read once; u and V' are written once, over g and V. A stored Γ' is written in the same pass for
+single elements whose λ is known; a group needs its finished norm first, so there Γ' is XLA's
+elementwise pass over V' behind the kernel. The momentum is no part of it: XLA fuses it by itself.
 
-**Which leaves take it.** With kernel="xla" none; with "auto" none, except on the backends listed in
-`MEASURED_FASTER`; with "pallas" all that can, compiled by Mosaic for TPUs and by Triton for GPUs
-(which JAX 0.12 still has, with a DeprecationWarning), interpreted elsewhere. The XLA form, which
-computes the same, serves every leaf
+**Which leaves take it.** Where "xla" is `taking` none; with "auto" none, except on the backends
+listed in `MEASURED_FASTER`; with "pallas" all that can, compiled by Mosaic for TPUs and by Triton
+for GPUs (which JAX 0.12 still has, with a DeprecationWarning), interpreted elsewhere. The XLA form,
+which computes the same, serves every leaf
 
-- that is dense or empty, whose W, g or m is not float32, bfloat16 or float16, or whose V is not
+- that is dense or empty, whose W or g is not float32, bfloat16 or float16, or whose V is not
   float32 (float64 and complex parameters);
-- with groups under `freeze`, or under lam="auto" and a penalty that mixes in single elements;
+- with groups under `freeze`, or under `dl.auto` and a penalty that mixes in single elements;
 - on a mesh with axes other than Explicit ones (inside the user's own `jax.shard_map`, or under
   `jax.set_mesh` with Auto axes), or with groups that end inside a shard.
 
@@ -28,13 +25,14 @@ several devices are added by `psum`. Auto axes of a mesh that is not set in the 
 be seen while a step is traced: "auto" then takes the XLA form wherever there is more than one
 device, "pallas" relies on parameters that are not sharded.
 
-Outside `jax.jit` the XLA form of the coupling and of the momentum is computed beside the kernel's;
-compiled, it is dead code.
+Outside `jax.jit` the XLA form of the coupling is computed beside the kernel's; compiled, it is
+dead code.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -52,47 +50,16 @@ Kernel: TypeAlias = Literal["auto", "xla", "pallas"]
 # (platform, "lean" or "full") where benchmarks/kernel_step.py found the kernel faster than XLA.
 # Empty: no accelerator was measured yet.
 MEASURED_FASTER: frozenset[tuple[str, str]] = frozenset()
+_taken: Kernel = "auto"
 _NARROW = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
-class Momentum(NamedTuple):
-    """The momentum of `dessilbi`, to be advanced inside the kernel.
-
-    Attributes:
-        decay: τ.
-        nesterov: as in `optax.trace`.
-        coupled: whether the coupling is accumulated too (variant "paper").
-        weight_decay: of W, or None; it is part of the kernel unless `coupled`.
-        mask: which leaves are decayed, as for `optax.add_decayed_weights`.
-    """
-
-    decay: Any
-    nesterov: bool
-    coupled: bool
-    weight_decay: Any = None
-    mask: Any = None
-
-    def decays(self, updates: Any) -> list[Any]:
-        """The weight decay of each leaf as part of the kernel, or None."""
-        if self.coupled or self.weight_decay is None:
-            return [None] * len(jax.tree.leaves(updates))
-        mask = self.mask(updates) if callable(self.mask) else self.mask
-        decayed = jax.tree.leaves(jax.tree.broadcast(mask, updates))
-        return [self.weight_decay if yes else None for yes in decayed]
-
-
 class Arrays(NamedTuple):
-    """What the kernel reads of one leaf: W, g, m (None without a momentum) and V.
-
-    Where the momentum is not part of the kernel, g is the update that the coupling is added to.
-    `update` is the dtype of the coupled update.
-    """
+    """What the kernel reads of one leaf: W, the update g that is to be coupled, and V."""
 
     w: jax.Array
     g: jax.Array
-    m: jax.Array | None
     v: jax.Array
-    update: Any
 
 
 class Numbers(NamedTuple):
@@ -101,14 +68,12 @@ class Numbers(NamedTuple):
     Attributes:
         strength: factor of W − Γ in the update.
         pace: factor of W − Γ in V.
-        weight_decay: factor of W in the gradient, or None.
         lam: the λ of Γ', or None where it will be made from V'.
         kappa: κ.
     """
 
     strength: Any
     pace: Any
-    weight_decay: Any
     lam: Any
     kappa: Any
 
@@ -117,8 +82,7 @@ class Made(NamedTuple):
     """What the kernel computes for one leaf.
 
     Attributes:
-        update: the coupled update, behind the momentum where that is part of the kernel.
-        trace: the new momentum, or None.
+        update: the coupled update.
         v: V'.
         gamma: Γ', or None where it has to be made from V' yet.
         square: sums of squares over the groups, in their shape, of V' or, where the penalty
@@ -127,64 +91,74 @@ class Made(NamedTuple):
     """
 
     update: jax.Array
-    trace: jax.Array | None
     v: jax.Array
     gamma: jax.Array | None
     square: jax.Array | None
     failed: jax.Array
 
 
-def wanted(kernel: Kernel, lean: bool) -> bool:
+@contextlib.contextmanager
+def taking(kernel: Kernel) -> Iterator[None]:
+    """Context in which what is traced takes the form named; for measuring and for tests.
+
+    Raises:
+        ValueError: there is no such form.
+
+    Example:
+        >>> with taking("pallas"):
+        ...     wanted(lean=True)
+        True
+    """
+    global _taken
+    if kernel not in ("auto", "xla", "pallas"):
+        raise ValueError(f"kernel must be 'auto', 'xla' or 'pallas', got {kernel!r}")
+    before, _taken = _taken, kernel
+    try:
+        yield
+    finally:
+        _taken = before
+
+
+def wanted(lean: bool) -> bool:
     """Whether kernels are taken at all, where they can be."""
     measured = (jax.default_backend(), "lean" if lean else "full") in MEASURED_FASTER
-    return kernel == "pallas" or (kernel == "auto" and measured)
+    return _taken == "pallas" or (_taken == "auto" and measured)
 
 
 def step(
-    kernel: Kernel,
     leaf: LeafGroups,
     penalty: Penalty,
-    momentum: Momentum | None,
     arrays: Arrays,
     numbers: Numbers,
     shrink: Shrink,
     lean: bool,
 ) -> Made | None:
-    """The step of one leaf, or None where it takes the XLA form.
+    """The step of one structured leaf, or None where it takes the XLA form.
 
     Args:
-        kernel: "auto" or "pallas", once `wanted`.
         leaf: its groups.
         penalty: Ω of the leaf.
-        momentum: None where it is not part of the kernel.
         arrays, numbers: see there.
         shrink: how Γ follows from V.
         lean: whether no Γ is stored.
     """
-    *read, v, update = arrays
-    dtypes = [x.dtype for x in read if x is not None]
+    w, g, v = arrays
     if leaf.counts is None or v.size == 0 or v.dtype != jnp.float32:
         return None
-    if any(dtype not in _NARROW for dtype in [*dtypes, update]):
+    if w.dtype not in _NARROW or g.dtype not in _NARROW:
         return None
     mix = 1.0 if leaf.elementwise else penalty.mix
     if numbers.lam is None and mix and not leaf.elementwise:
         return None
-    coupled, nesterov = (momentum.coupled, momentum.nesterov) if momentum else (None, False)
     plan = Plan(
         counts=leaf.counts,
         elementwise=leaf.elementwise,
-        coupled=coupled,
-        nesterov=nesterov,
-        shared=bool(coupled) and not nesterov and dtypes[-1] == update,
-        decayed=numbers.weight_decay is not None,
         soft=shrink.threshold.dtype != bool,
         gamma=leaf.elementwise and not lean and numbers.lam is not None,
-        update=jnp.dtype(update),
         block=tuple(layout.BLOCK.items()),
         interpreted=layout.INTERPRETED,
     )
-    placed = _placed(kernel, plan, [x for x in (*read, v) if x is not None])
+    placed = _placed(plan, arrays)
     if placed is None:
         return None
     strength = shrink.strength
@@ -194,18 +168,16 @@ def step(
     scalars = [
         numbers.strength,
         numbers.pace,
-        0.0 if momentum is None else momentum.decay,
-        0.0 if numbers.weight_decay is None else numbers.weight_decay,
         0.0 if numbers.lam is None else mix * numbers.lam,
         numbers.kappa / (1 + numbers.kappa * penalty.mu),
         jnp.sum(shrink.threshold),  # of a single number
         jnp.sum(shrink.scale),
     ]
     table = jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars])
-    return _everywhere(placed, leaf.counts, table, strength, *read, v)
+    return _everywhere(placed, leaf.counts, table, strength, *arrays)
 
 
-def _placed(kernel: Kernel, plan: Plan, arrays: Sequence[jax.Array]) -> Plan | None:
+def _placed(plan: Plan, arrays: Sequence[jax.Array]) -> Plan | None:
     """The plan of one shard, or None where shards cannot be computed on their own."""
     shardings = [jax.typeof(x).sharding for x in arrays]
     mesh, spec = shardings[0].mesh, shardings[0].spec
@@ -213,7 +185,7 @@ def _placed(kernel: Kernel, plan: Plan, arrays: Sequence[jax.Array]) -> Plan | N
     if kinds - {AxisType.Explicit}:
         return None
     if mesh.empty:
-        return plan if kernel == "pallas" or jax.device_count() == 1 else None
+        return plan if _taken == "pallas" or jax.device_count() == 1 else None
     if any(s.mesh != mesh or s.spec != spec for s in shardings):
         return None
     placed = plan._replace(mesh=mesh, spec=spec)
@@ -259,11 +231,11 @@ def _everywhere(plan: Plan, counts: tuple[int, ...], *arrays: Any) -> Made:
 
     like, one = plan.spec, jax.P()
     groups = one if plan.elementwise else _group_spec(plan, counts)
-    made: Any = (like, like, like, like, groups, one)
+    made: Any = (like, like, like, groups, one)
     return jax.shard_map(
         shard,
         mesh=plan.mesh,
-        in_specs=(one, groups, like, like, like, like),
+        in_specs=(one, groups, like, like, like),
         out_specs=Made(*made),
         check_vma=False,
     )(*arrays)
@@ -275,13 +247,12 @@ def _shard(
     strength: jax.Array,
     w: jax.Array,
     g: jax.Array,
-    m: jax.Array | None,
     v: jax.Array,
 ) -> Made:
     """The kernel of what lies on one device, as its platform runs it."""
     shape = w.shape
     seen = view(shape, plan.counts, plan.elementwise)
-    inputs = [x.reshape(seen.shape) for x in (w, g, m, v) if x is not None]
+    inputs = [x.reshape(seen.shape) for x in (w, g, v)]
     if not plan.elementwise:
         # What is left of a one: scale · max(0, 1 − 1/strength).
         groups = Shrink(strength, jnp.zeros((), bool), table[-1])
@@ -304,7 +275,5 @@ def _shard(
     square = None if plan.elementwise else out.pop()
     full = [x.reshape(shape) for x in out]
     gamma = full.pop() if plan.gamma else None
-    moved = full.pop()
-    trace = None if m is None else full.pop()
-    update = trace if trace is not None and plan.shared else full.pop()
-    return Made(update, trace, moved, gamma, square, failed)
+    update, moved = full
+    return Made(update, moved, gamma, square, failed)

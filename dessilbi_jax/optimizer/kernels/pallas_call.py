@@ -16,13 +16,8 @@ class Plan(NamedTuple):
 
     counts: tuple[int, ...]  # groups along each axis of what lies on one device
     elementwise: bool
-    coupled: bool | None  # as in `kernels.Momentum`; None without one
-    nesterov: bool
-    shared: bool  # the update is the new momentum, and not written twice
-    decayed: bool  # W joins the gradient
     soft: bool  # single elements have a threshold
     gamma: bool  # Γ' is written
-    update: Any  # dtype of the update
     block: tuple[tuple[str, int], ...]  # the sizes in force: plans are kept
     interpreted: str  # as `_kernel_plan.INTERPRETED`
     mesh: Any = None  # None where the leaf is not known to lie on one
@@ -32,7 +27,7 @@ class Plan(NamedTuple):
 def call(
     plan: Plan, seen: View, platform: str, interpret: bool, table: jax.Array, *inputs: jax.Array
 ) -> Sequence[jax.Array]:
-    """The `pallas_call`: [u], [m'], V', [Γ'], [sums of squares by block], failures by block."""
+    """The `pallas_call`: u, V', [Γ'], [sums of squares by block], failures by block."""
     # Here, since importing Pallas takes half a second.
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
@@ -42,7 +37,6 @@ def call(
     batch, rows, lanes = seen.shape
     tall, wide = block(seen, platform, dict(plan.block)[platform])
     grid = (batch, -(-rows // tall), -(-lanes // wide))
-    traced = plan.coupled is not None
 
     main = pl.BlockSpec((None, tall, wide), lambda b, i, j: (b, i, j))
     # The last two axes of these are whole, or tiles, as TPUs want it.
@@ -57,16 +51,11 @@ def call(
 
     float32 = jnp.dtype(jnp.float32)
     out: list[tuple[pl.BlockSpec, tuple[int, ...], Any]]
-    out = [] if plan.shared else [(main, seen.shape, plan.update)]
-    out += [(main, seen.shape, inputs[2].dtype)] * traced
-    at_v = len(out)
+    out = [(main, seen.shape, inputs[1].dtype)]
     out += [(main, seen.shape, float32)] * (1 + plan.gamma)
     out += [(sums, sums_shape, float32)] * (not plan.elementwise)
     out += [(count, (*grid, 1, 1), float32)]
-    # In place: V' over V, m' over m, and the update over the gradient.
-    aliases = {3 + traced: at_v} | ({3: at_v - 1} if traced else {})
-    if not plan.shared and inputs[1].dtype == plan.update:
-        aliases[2] = 0
+    aliases = {2: 0, 3: 1}  # in place: the update over g, V' over V
 
     def inside(shape: tuple[int, int]) -> Any:
         """Where a block, or its first row or column, lies inside the array; None: everywhere."""
@@ -93,25 +82,11 @@ def call(
 
     def body(numbers: Any, *refs: Any) -> None:
         given, made = list(refs[: len(inputs)]), list(refs[len(inputs) :])
-        strength, pace, decay, weight_decay, threshold, scale, old_threshold, old_scale = (
-            numbers[k] for k in range(8)
-        )
-        w, g = read(given[0]), read(given[1])
-        v = read(given[2 + traced])
+        strength, pace, threshold, scale, old_threshold, old_scale = (numbers[k] for k in range(6))
+        w, g, v = (read(ref) for ref in given[:3])
         factor = old_scale if plan.elementwise else read(given[-1])
         difference = w - factor * (soft_threshold(v, old_threshold) if plan.soft else v)
-        pull = strength * difference
-        update = g + weight_decay * w if plan.decayed else g
-        if plan.coupled or not traced:
-            update = update + pull
-        if traced:
-            trace = update + decay * read(given[2])
-            update = update + decay * trace if plan.nesterov else trace
-            update = update if plan.coupled else update + pull
-        if not plan.shared:
-            write(made.pop(0), update)
-        if traced:
-            write(made.pop(0), trace)
+        write(made.pop(0), g + strength * difference)
         finite = jnp.abs(difference) < jnp.inf
         moved = v + pace * jnp.where(finite, difference, 0.0)
         write(made.pop(0), moved)
@@ -133,7 +108,7 @@ def call(
         body,
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in out],
         grid=grid,
-        in_specs=[whole, *[main] * (3 + traced), *vectors],
+        in_specs=[whole, *[main] * 3, *vectors],
         out_specs=[spec for spec, _, _ in out],
         input_output_aliases=aliases,
         interpret=interpret,

@@ -217,6 +217,7 @@ SMALL = train.TrainConfig(
     density=0.4,
     structure="neurons",
     optimizer="adam",
+    nu=100.0,
 )
 
 

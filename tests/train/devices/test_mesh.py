@@ -94,7 +94,7 @@ def test_v_gamma_and_moments_lie_where_their_parameters_lie(lean):
     tx = optax.chain(
         optax.scale_by_adam(),
         dl.add_split_lbi(
-            0.1, nu=10.0, lam="auto", density=0.5, steps=100, lean=lean, structure=dl.neurons
+            0.1, nu=10.0, lam=dl.auto(density=0.5, steps=100), lean=lean, structure=dl.neurons
         ),
         optax.scale_by_learning_rate(0.1),
     )
