@@ -30,7 +30,7 @@ SHAPES = {
 OPTIONS = {
     "full": {"lam": 0.09, "momentum": 0.9, "variant": "paper"},
     "lean": {"lam": 0.09, "momentum": 0.9, "variant": "paper", "lean": True},
-    "auto lean": {"lam": dl.auto(density=0.3, steps=20), "momentum": 0.9, "lean": True},
+    "auto lean": {"lam": dl.auto(density=0.4, steps=20), "momentum": 0.9, "lean": True},
 }
 # The axes of the mesh along each leaf's last two axes (inputs, outputs).
 LAYOUTS = {"outputs": (None, "x"), "inputs": ("x", None), "both": ("y", "x")}
