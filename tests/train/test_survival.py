@@ -307,13 +307,13 @@ def test_data_that_is_gone_or_damaged_and_comes_back(tmp_path):
 
 def poison(monkeypatch, bad):
     """Images of steps that `bad` says are not numbers; steps count from 0."""
-    pick = feeds._Resident.pick
+    pick = feeds.Resident.pick
 
     def poisoned(self, given, step):
         x, y = pick(self, given, step)
         return jnp.where(bad(step), jnp.nan, x.astype(jnp.float32)), y
 
-    monkeypatch.setattr(feeds._Resident, "pick", poisoned)
+    monkeypatch.setattr(feeds.Resident, "pick", poisoned)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(monkeypatch, tmp_path):

@@ -109,7 +109,7 @@ def trained(name, mesh):
     state = placed_state(params, stats, tx, devices)
     assert_divided(state, devices, case.trees)
     feed = make_feed(source, config, devices)
-    step = make_step(network, tx, feed.pick, seed=0, augment=False)
+    step = make_step(network, tx, feed.pick)
     losses = []
     for i in range(STEPS):
         state = step(state, feed.at(i))
