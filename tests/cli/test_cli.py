@@ -22,9 +22,9 @@ SHORT = ["--epochs", "1", "--density", "0.3", "--batch-size", "32"]
 def finished(tmp_path_factory, compiled_in_haste):
     """The folder of a finished run of the command, and what it printed."""
     out = tmp_path_factory.mktemp("cli") / "demo"
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        with contextlib.redirect_stderr(io.StringIO()) as errors:
-            assert cli.main(["demo", *SHORT, "--out", str(out)]) == 0
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        assert cli.main(["demo", *SHORT, "--out", str(out)]) == 0
     return out, printed.getvalue(), errors.getvalue()
 
 
