@@ -36,9 +36,14 @@ from flax import nnx
 
 import dessilbi_jax as dl
 from benchmarks.harness.cells import Runs
+from benchmarks.harness.images import arrays
 from benchmarks.harness.results import RESULTS, spread, write
-from benchmarks.harness.work import arrays, itself, nothing, training_step
-from dessilbi_jax import data, models
+from benchmarks.harness.work import rows_of, training_step
+from dessilbi_jax import models
+from dessilbi_jax.train.devices.mesh import make_mesh
+from dessilbi_jax.train.feeds import Resident
+from dessilbi_jax.train.step import itself, make_evaluate, nothing, split_network, started
+from dessilbi_jax.train.stepper import Stepper
 
 COST = {"cpu": "35 minutes on two cores"}
 
@@ -100,35 +105,34 @@ def train(
 ) -> tuple[Any, Any]:  # fmt: skip
     """(the trained network, its optimizer's state) after these epochs; the given one stays."""
     model = nnx.clone(model)
-    model.train()
-    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    network, _, stats = split_network(model, (), ())
+    params = nnx.state(model, nnx.Param)  # as `dl.slim` finds them in the optimizer's state
     state = jax.jit(tx.init)(params) if state is None else state
     # Copies: a step donates what it is given, and what was not cut is shared with other runs.
-    start = (params, nnx.to_pure_dict(stats), state)
-    params, stats, state = jax.tree.map(jnp.copy, start)
-    step = training_step(graph, tx, itself, nothing, False)
-    x, y, unused = rows["train_x"], rows["train_y"], jax.random.key(0)
+    start = jax.tree.map(jnp.copy, (params, stats, state))
     count = setting.images // setting.batch
     every = max(count // 4, 1)
-    for epoch in epochs:
-        order = data.epoch_order(seed=seed, epoch=epoch, n=setting.images, batch=setting.batch)
-        for i, batch in enumerate(order):
-            params, stats, state = step(params, stats, state, x, y, batch, unused)
-            if path is not None and ((i + 1) % every == 0 or i + 1 == count):
-                path.record(epoch * count + i + 1, state)
-    return nnx.merge(graph, params, stats), state
+    feed = Resident(
+        (rows["train_x"], rows["train_y"]), rows_of, rows=setting.images, batch=setting.batch,
+        seed=seed, augment=False, mesh=make_mesh("one"),
+    )  # fmt: skip
+    take = training_step(network, tx, itself, nothing, False)
+    stepper = Stepper(take, feed, started(*start, epochs.start * count))
+    while stepper.step < epochs.stop * count:
+        now = stepper.advance()
+        done = stepper.step % count
+        if path is not None and (done == 0 or done % every == 0):
+            path.record(stepper.step, now.opt_state)
+    _, params, stats, state, *_ = stepper.state
+    return nnx.merge(network.training, params, stats), state
 
 
 def accuracy(model: Any, rows: dict[str, jax.Array], split: str = "test") -> float:
     """Percent of a split classified rightly, in evaluation mode."""
-    model = nnx.clone(model)
-    model.eval()
-    graph, state = nnx.split(model)
-    predict = jax.jit(lambda state, x: jnp.argmax(nnx.merge(graph, state)(x), -1))
-    x, y = rows[f"{split}_x"], np.asarray(rows[f"{split}_y"])
-    right = [np.asarray(predict(state, x[i : i + 500])) == y[i : i + 500]
-             for i in range(0, len(y), 500)]  # fmt: skip
-    return 100 * float(np.mean(np.concatenate(right)))
+    network, params, stats = split_network(nnx.clone(model), (), ())
+    x, y = rows[f"{split}_x"], rows[f"{split}_y"]
+    parts = ((x[i : i + 500], y[i : i + 500]) for i in range(0, len(y), 500))
+    return 100 * make_evaluate(network)(params, stats, parts)[0]
 
 
 def going_on(tx: optax.GradientTransformation, model: Any, small_state: Any, count: int) -> Any:

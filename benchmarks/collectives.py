@@ -168,7 +168,7 @@ def compiled_step(
     """The compiled training step of a network on a mesh, with so many rows on each device."""
     network, params, stats = split_network(model, *_pixels(model))
     state = placed_state(params, stats, tx, mesh)
-    step = placed_step(network, tx, lambda given, _: given, shardings(state), seed=0, augment=False)
+    step = placed_step(network, tx, lambda given, _: given, shardings(state))
     count = rows * mesh.shape["data"] * mesh.shape["fsdp"]
     example = models.example_input(model, count)
     tokens = jnp.issubdtype(example.dtype, jnp.integer)

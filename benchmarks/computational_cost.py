@@ -22,9 +22,11 @@ import optax
 
 import dessilbi_jax as dl
 from benchmarks.harness import options, results
-from benchmarks.harness.work import Setting, Work, itself, nothing, training_step
+from benchmarks.harness.work import Setting, Work
 from benchmarks.memory import memory
 from dessilbi_jax.train.devices.allocator import keep_memory
+from dessilbi_jax.train.devices.mesh import shardings
+from dessilbi_jax.train.step import placed_step, started
 
 COST = {"smoke": "20 s", "cpu": "8 minutes on two cores", "gpu": "a few minutes; not measured"}
 # Seconds a batch and megabytes, as printed in the ICLR text.
@@ -60,24 +62,29 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     return out
 
 
+def pick(given: tuple[jax.Array, ...], step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same rows at every step."""
+    x, y, rows = given
+    return x[rows], y[rows]
+
+
 def measure(
     network: str, dataset: str, batch: int, widths: Any, dtype: str, rounds: int
 ) -> dict[str, Any]:
     """Medians and peaks of every optimizer on one network."""
     work = Work(Setting(network, dataset, 1, 0.01, widths=widths, dtype=dtype), seed=0)
     x, y = work.arrays["train_x"], work.arrays["train_y"]
-    rows, key = jnp.arange(batch, dtype=jnp.int32), jax.random.key(0)
+    given = x, y, jnp.arange(batch, dtype=jnp.int32)
     runs: dict[str, dict[str, Any]] = {}
     for name, tx in optimizers().items():
-        step = training_step(work.graph, tx, itself, nothing, False)
         params, stats = jax.tree.map(jnp.copy, (work.params, work.stats))
-        carry = (params, stats, jax.jit(tx.init)(params))
-        compiled = step.lower(*carry, x, y, rows, key).compile()
-        runs[name] = {"step": compiled, "carry": carry, "times": []}
+        state = started(params, stats, jax.jit(tx.init)(params))
+        step = placed_step(work.network, tx, pick, shardings(state))
+        runs[name] = {"step": step.lower(state, given).compile(), "state": state, "times": []}
     for turn in range(rounds + 2):
         for run in runs.values():
             start = time.perf_counter()
-            run["carry"] = jax.block_until_ready(run["step"](*run["carry"], x, y, rows, key))
+            run["state"] = jax.block_until_ready(run["step"](run["state"], given))
             if turn >= 2:  # the first turns touch fresh memory
                 run["times"].append(time.perf_counter() - start)
     median = {name: statistics.median(run["times"]) for name, run in runs.items()}

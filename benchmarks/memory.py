@@ -84,7 +84,7 @@ def training_step(model: Any, tx: optax.GradientTransformation, batch: int) -> A
     network, params, stats = split_network(model, *pixels)
     state = jax.eval_shape(lambda p, s: first_state(p, s, tx), params, stats)
     where = jax.tree.map(lambda _: everywhere(make_mesh("one")), state)
-    step = placed_step(network, tx, lambda given, _: given, where, seed=0, augment=False)
+    step = placed_step(network, tx, lambda given, _: given, where)
     x = models.example_input(model, batch)
     given = (
         jax.ShapeDtypeStruct(x.shape, jnp.uint8 if images else x.dtype),

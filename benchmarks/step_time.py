@@ -132,7 +132,7 @@ def jax_step(
     network, params, stats = split_network(model, [0.0], [1.0])
     given = (jnp.asarray(x), jnp.asarray(y))
     state = first_state(params, stats, tx)
-    take = make_step(network, tx, lambda given, _: given, seed=0, augment=False)
+    take = make_step(network, tx, lambda given, _: given)
 
     def step() -> None:
         nonlocal state

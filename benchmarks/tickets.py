@@ -26,7 +26,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.harness import cells, masks, options, results
-from benchmarks.harness.work import Cost, Setting, Work
+from benchmarks.harness.cost import Cost
+from benchmarks.harness.work import Setting, Work
 from benchmarks.rivals import dessilbi, methods
 from benchmarks.rivals.rival import exact
 from benchmarks.tuning import chosen

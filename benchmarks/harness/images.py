@@ -3,6 +3,8 @@
 import functools
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dessilbi_jax import data
@@ -30,6 +32,26 @@ def load(name: str, data_dir: str | None) -> data.Dataset:
         ]
     classes = [str(i) for i in range(int(parts[0][1].max()) + 1)]
     return data.Dataset.from_arrays(name, *parts, classes)
+
+
+@functools.cache
+def arrays(
+    dataset: str, data_dir: str | None, rows: int | None, held_out: int
+) -> dict[str, jax.Array]:
+    """Normalised images and labels of the train, held-out and test parts, on the device."""
+    full = load(dataset, data_dir)
+    parts = {"test": (full.test_images, full.test_labels)}
+    train = full
+    if held_out:
+        held_out = min(held_out, len(full.train_labels) // 4)  # a smoke run has few
+        train, x, y = full.holdout(held_out, seed=0)
+        parts["held_out"] = (x, y)
+    parts["train"] = (train.train_images[:rows], train.train_labels[:rows])
+    out = {}
+    for name, (x, y) in parts.items():
+        out[f"{name}_x"] = jnp.asarray(full.normalize(x), jnp.float32)
+        out[f"{name}_y"] = jnp.asarray(y)
+    return out
 
 
 @functools.cache

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +10,26 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import nnx, traverse_util
 
 import dessilbi_jax as dl
-from benchmarks.harness import images, masks
-from dessilbi_jax import data, models
+from benchmarks.harness import images, kept, masks
+from benchmarks.harness.cost import Cost
+from dessilbi_jax import models
+from dessilbi_jax.train import schedules
+from dessilbi_jax.train.devices.mesh import make_mesh
+from dessilbi_jax.train.feeds import Resident, pick_rows
+from dessilbi_jax.train.step import (
+    Network,
+    TrainState,
+    itself,
+    make_evaluate,
+    make_step,
+    nothing,
+    split_network,
+    started,
+)
+from dessilbi_jax.train.stepper import Stepper
 
 Tree = Any
 # Of what `kept` keeps: one more whenever a method computes something else than before.
@@ -68,31 +79,6 @@ class Setting:
         return " ".join(told)
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What was trained: steps, floating-point operations of dense training, and time.
-
-    A step counts three forward passes. Weights at zero are counted too: the hardware computes
-    with them.
-    """
-
-    steps: float = 0.0
-    flops: float = 0.0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Cost(*(a + b for a, b in zip(mine, theirs, strict=True)))
-
-    def __rmul__(self, times: float) -> "Cost":
-        return Cost(*(times * each for each in dataclasses.astuple(self)))
-
-    def __sub__(self, other: "Cost") -> "Cost":
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Cost(*(a - b for a, b in zip(mine, theirs, strict=True)))
-
-
 class Trained(NamedTuple):
     """What a run ends with: what was trained, batch statistics, the optimizer's state."""
 
@@ -101,48 +87,12 @@ class Trained(NamedTuple):
     state: Tree
 
 
-def itself(trained: Tree) -> Tree:
-    """The network's parameters where they are what is trained."""
-    return trained
-
-
-def nothing(trained: Tree) -> float:
-    """No penalty."""
-    return 0.0
-
-
-@functools.cache
-def arrays(
-    dataset: str, data_dir: str | None, rows: int | None, held_out: int
-) -> dict[str, jax.Array]:
-    """Normalised images and labels of the train, held-out and test parts, on the device."""
-    full = images.load(dataset, data_dir)
-    parts = {"test": (full.test_images, full.test_labels)}
-    train = full
-    if held_out:
-        held_out = min(held_out, len(full.train_labels) // 4)  # a smoke run has few
-        train, x, y = full.holdout(held_out, seed=0)
-        parts["held_out"] = (x, y)
-    parts["train"] = (train.train_images[:rows], train.train_labels[:rows])
-    out = {}
-    for name, (x, y) in parts.items():
-        out[f"{name}_x"] = jnp.asarray(full.normalize(x), jnp.float32)
-        out[f"{name}_y"] = jnp.asarray(y)
-    return out
-
-
 @functools.cache  # one object for one schedule: what is compiled for it is found again
 def schedule(kind: str, peak: float, steps: int) -> optax.Schedule:
     """A schedule of `Setting`."""
-    if kind == "cosine":
-        return optax.cosine_decay_schedule(peak, steps)
     if kind == "steps":
-        marks = {int(steps * share): 0.1 for share in (0.3, 0.6, 0.9)}
-        return optax.piecewise_constant_schedule(peak, marks)
-    half = steps // 2
-    return optax.join_schedules(
-        [optax.constant_schedule(peak), optax.cosine_decay_schedule(peak, steps - half)], [half]
-    )
+        return schedules.schedule("step", peak, steps, drop_at=(0.3, 0.6, 0.9))
+    return schedules.schedule(kind, peak, steps)
 
 
 class Kind(NamedTuple):
@@ -164,36 +114,23 @@ def channel_groups(kind: Kind) -> dl.ChannelGroups:
     return dl.channel_groups(model, jnp.zeros((1, *kind.shape)))
 
 
+def rows_of(arrays: Any, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The images and labels of some rows."""
+    images, labels = arrays
+    return images[rows], labels[rows]
+
+
 @functools.lru_cache(8)
 def training_step(
-    graph: Any, tx: optax.GradientTransformation, view: Any, penalty: Any, augment: bool
-) -> Callable[..., Any]:
-    """One compiled update, kept for as long as the same objects are used."""
-
-    def loss(trained: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Tree]:
-        model = nnx.merge(graph, view(trained), stats, copy=True)
-        logits = model(x)
-        mean = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-        return mean + penalty(trained), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(
-        trained: Tree, stats: Tree, state: Tree, x: Any, y: Any, rows: Any, key: Any
-    ) -> tuple[Tree, Tree, Tree]:
-        batch = data.augment(key, x[rows]) if augment else x[rows]
-        grads, stats = jax.grad(loss, has_aux=True)(trained, stats, batch, y[rows])
-        updates, state = tx.update(grads, state, trained)
-        return optax.apply_updates(trained, updates), stats, state
-
-    return step
-
-
-@functools.lru_cache(8)
-def _right(graph: Any) -> Callable[..., jax.Array]:
-    def right(params: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.argmax(nnx.merge(graph, params, stats)(x), -1) == y)
-
-    return jax.jit(right)
+    network: Network,
+    tx: optax.GradientTransformation,
+    view: Callable[[Tree], Tree],
+    penalty: Callable[[Tree], Any],
+    augment: bool,
+) -> Callable[[TrainState, Any], TrainState]:
+    """The step of `dessilbi train`, compiled once for as long as the same objects are used."""
+    pick = functools.partial(pick_rows, rows_of=rows_of, augment=augment)
+    return make_step(network, tx, pick, view=view, penalty=penalty)
 
 
 @functools.lru_cache(8)
@@ -225,18 +162,15 @@ class Work:
         self, setting: Setting, seed: int, data_dir: str | None = None, folder: Path | None = None
     ) -> None:
         self.setting, self.seed, self.data_dir, self.folder = setting, seed, data_dir, folder
-        self.arrays = arrays(setting.dataset, data_dir, setting.images, setting.held_out)
+        self.arrays = images.arrays(setting.dataset, data_dir, setting.images, setting.held_out)
         self.shape = self.arrays["test_x"].shape[1:]
         self.classes = int(self.arrays["test_y"].max()) + 1
         model = models.build(
             setting.network, input_shape=self.shape, seed=seed, widths=setting.widths,
             dtype=setting.dtype, classes=self.classes,
         )  # fmt: skip
-        model.train()
-        self.graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-        self.params, self.stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
-        model.eval()
-        self.evaluating = nnx.graphdef(model)
+        # Images are normalised beforehand.
+        self.network, self.params, self.stats = split_network(model, (), ())
         self.batch = min(setting.batch, len(self.arrays["train_y"]) // 2)
         self.cost = Cost()
 
@@ -313,22 +247,20 @@ class Work:
         each = len(y) // self.batch
         every = max(1, each // 4) if every is None else every
         wall, cpu = time.time(), time.process_time()
-        step = training_step(self.graph, tx, view, penalty, self.setting.augment)
+        augment = self.setting.augment
+        take = training_step(self.network, tx, view, penalty, augment)
         # Copies: a step donates what it is given.
         state = jax.jit(tx.init)(params) if state is None else jax.tree.map(jnp.copy, state)
-        epoch, order = -1, jnp.zeros((0, self.batch), jnp.int32)
-        key = jax.random.key(self.seed)
-        for i in range(first, last):
-            if i // each != epoch:
-                epoch = i // each
-                order = jnp.asarray(
-                    data.epoch_order(seed=self.seed, epoch=epoch, n=len(y), batch=self.batch)
-                )
-            drawn = jax.random.fold_in(key, i) if self.setting.augment else key
-            rows = order[i % each]
-            params, stats, state = step(params, stats, state, x, y, rows, drawn)
-            if watch is not None and ((i + 1) % every == 0 or i + 1 == last):
-                watch(i + 1, params, stats, state)
+        feed = Resident(
+            (x, y), rows_of, rows=len(y), batch=self.batch, seed=self.seed, augment=augment,
+            mesh=make_mesh("one"),
+        )  # fmt: skip
+        stepper = Stepper(take, feed, started(params, stats, state, first))
+        while stepper.step < last:
+            now = stepper.advance()
+            if watch is not None and (stepper.step % every == 0 or stepper.step == last):
+                watch(stepper.step, now.params, now.stats, now.opt_state)
+        _, params, stats, state, *_ = stepper.state
         jax.block_until_ready(params)
         self.count(last - first, time.time() - wall, time.process_time() - cpu)
         return Trained(params, stats, state)
@@ -372,13 +304,9 @@ class Work:
     def accuracy(self, params: Tree, stats: Tree = None, split: Split = "test") -> float:
         """Percent of a split classified rightly."""
         x, y = self.arrays[f"{split}_x"], self.arrays[f"{split}_y"]
+        parts = ((x[i : i + 1000], y[i : i + 1000]) for i in range(0, len(y), 1000))
         stats = self.stats if stats is None else stats
-        right = _right(self.evaluating)
-        count = sum(
-            int(right(params, stats, x[i : i + 1000], y[i : i + 1000]))
-            for i in range(0, len(y), 1000)
-        )
-        return round(100 * count / len(y), 4)
+        return round(100 * make_evaluate(self.network)(params, stats, parts)[0], 4)
 
     def kept(self, name: str, make: Callable[[], Tree]) -> Tree:
         """What `make` returns, made once for this setting and seed; its cost is counted each time.
@@ -394,33 +322,10 @@ class Work:
         full = f"{VERSION} {self.setting} {self.data_dir is None} seed={self.seed} {name}"
         file = self.folder / f"{hashlib.sha256(full.encode()).hexdigest()[:24]}.npz"
         if file.exists():
-            tree, spent = _read(file)
+            tree, spent = kept.read(file)
             self.cost += spent
             return tree
         before = self.cost
         tree = make()
-        _write(file, full, tree, self.cost - before)
+        kept.write(file, full, tree, self.cost - before)
         return tree
-
-
-def _write(file: Path, name: str, tree: dict[str, Any], spent: Cost) -> None:
-    """A nested dict of arrays and what it cost, at once or not at all."""
-    flat = traverse_util.flatten_dict(tree, keep_empty_nodes=True)
-    empty = [path for path, leaf in flat.items() if leaf is traverse_util.empty_node]
-    leaves = {
-        json.dumps(path): np.asarray(leaf) for path, leaf in flat.items() if path not in empty
-    }
-    about = {"name": name, "cost": dataclasses.asdict(spent), "empty": empty}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as out:
-        np.savez_compressed(out, about=np.array(json.dumps(about)), **leaves)
-    os.replace(part, file)
-
-
-def _read(file: Path) -> tuple[dict[str, Any], Cost]:
-    with np.load(file) as stored:
-        about = json.loads(str(stored["about"]))
-        flat = {tuple(json.loads(name)): stored[name] for name in stored.files if name != "about"}
-    flat |= {tuple(path): {} for path in about["empty"]}
-    return traverse_util.unflatten_dict(flat), Cost(**about["cost"])

@@ -115,7 +115,7 @@ def as_masks(
 
 def cut(work: Work, params: Tree, stats: Tree, ticket: Any) -> Cut:
     """The smaller network that a ticket or masks leave of these weights."""
-    model = nnx.merge(work.evaluating, params, stats)
+    model = nnx.merge(work.network.evaluating, params, stats)
     # The check against the masked network needs products in full precision, also on a GPU.
     with jax.default_matmul_precision("highest"):
         small = dl.slim(model, ticket, work.arrays["train_x"][:4])

@@ -17,7 +17,8 @@ import numpy as np
 import optax
 
 import dessilbi_jax as dl
-from benchmarks.harness.work import Cost, Kind, Trained, Work, channel_groups
+from benchmarks.harness.cost import Cost
+from benchmarks.harness.work import Kind, Trained, Work, channel_groups
 from benchmarks.rivals import stored
 from benchmarks.rivals.cuts import (
     Cut,

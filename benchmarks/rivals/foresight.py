@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
-from flax import nnx
 
 from benchmarks.harness import masks
 from benchmarks.harness.work import Work
 from benchmarks.rivals.rival import Found, Rival, spent
+from dessilbi_jax.train.step import Network
 
 Tree = Any
 
@@ -21,12 +20,9 @@ CHUNK = 1024  # images whose gradient is taken at once
 
 
 @functools.lru_cache(4)
-def _gradient(graph: Any) -> Callable[..., Tree]:
-    def loss(params: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
-        logits = nnx.merge(graph, params, stats, copy=True)(x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-    return jax.jit(jax.grad(loss))
+def _gradient(network: Network) -> Callable[..., Tree]:
+    gradient = jax.grad(network.loss, has_aux=True)
+    return jax.jit(lambda *given: gradient(*given)[0])
 
 
 def balanced(labels: np.ndarray, images: int, seed: int) -> np.ndarray:
@@ -50,7 +46,7 @@ def saliency(work: Work, images: int) -> list[np.ndarray]:
     total = [np.zeros(k.shape, np.float32) for k in masks.kernels(work.params)]
     for part in np.array_split(rows, math.ceil(len(rows) / CHUNK)):
         x, y = work.arrays["train_x"][part], work.arrays["train_y"][part]
-        grads = _gradient(work.graph)(work.params, work.stats, x, y)
+        grads = _gradient(work.network)(work.params, work.stats, x, y)
         for sum_, g in zip(total, masks.kernels(grads), strict=True):
             sum_ += np.asarray(g) * (len(part) / len(rows))
     work.count(len(rows) / work.batch, time.time() - start, time.process_time() - cpu)

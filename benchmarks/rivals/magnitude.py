@@ -13,7 +13,8 @@ import optax
 
 import dessilbi_jax as dl
 from benchmarks.harness import masks
-from benchmarks.harness.work import Cost, Trained, Work
+from benchmarks.harness.cost import Cost
+from benchmarks.harness.work import Trained, Work
 from benchmarks.rivals.rival import Found, Rival, spent
 
 Tree = Any

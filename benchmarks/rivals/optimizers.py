@@ -15,7 +15,7 @@ import optax
 
 import dessilbi_jax as dl
 from benchmarks.harness import masks
-from benchmarks.harness.work import nothing
+from dessilbi_jax.train.step import nothing
 
 Tree = Any
 Make = Callable[[optax.Schedule, int], optax.GradientTransformation]

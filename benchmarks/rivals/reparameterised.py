@@ -15,8 +15,9 @@ import optax
 
 import dessilbi_jax as dl
 from benchmarks.harness import masks
-from benchmarks.harness.work import Work, nothing
+from benchmarks.harness.work import Work
 from benchmarks.rivals.rival import Found, Rival, spent
+from dessilbi_jax.train.step import nothing
 
 Tree = Any
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.harness import masks
-from benchmarks.harness.work import Cost, Work
+from benchmarks.harness.cost import Cost
+from benchmarks.harness.work import Work
 
 Tree = Any
 

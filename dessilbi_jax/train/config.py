@@ -22,7 +22,7 @@ STRUCTURES = (
 )
 VARIANTS = ("paper", "toolbox")
 OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = ("constant", "cosine", "half", "step")
 DTYPES = ("float32", "bfloat16")
 NONFINITE = ("stop", "skip")
 
@@ -48,7 +48,8 @@ class TrainConfig:
         remat: compute each block anew in the backward pass, which saves memory for time.
         widths: widths of the network's layers; None: those of the network's paper.
         learning_rate: the step that moves the weights W, at the start of the schedule.
-        schedule: "constant", "cosine" (down to 0 at the end), or "step".
+        schedule: "constant", "cosine" (down to 0 at the end), "half" (constant for half of the
+            run, then a cosine to 0), or "step".
         warmup: fraction of the run, in [0, 1), in which the rate rises from 0 to `learning_rate`
             in a straight line; the schedule begins behind it.
         drop_at: for "step": fractions of the run after which `drop_factor` multiplies the rate.

@@ -1,6 +1,6 @@
 """From a source of data to what the compiled steps are given, on whatever mesh."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -40,14 +40,25 @@ def make_feed(source: data.Source, config: TrainConfig, mesh: Mesh) -> Feed:
 
     Args:
         source: the training part.
-        config: its `batch_size` and `seed` are used.
+        config: its `batch_size`, `seed` and `augment` are used; streamed images are cropped and
+            mirrored by their source.
         mesh: where the run lies.
 
     Raises:
         ValueError: a batch that cannot be divided among the devices.
     """
     check_batch(config, mesh)
-    return _Resident(source, config, mesh) if source.resident else _Streamed(source, config, mesh)
+    if not source.resident:
+        return _Streamed(source, config, mesh)
+    return Resident(
+        tuple(place(x, everywhere(mesh)) for x in source.arrays()),
+        source.pick,
+        rows=source.train_size,
+        batch=config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        mesh=mesh,
+    )
 
 
 def check_batch(config: TrainConfig, mesh: Mesh) -> None:
@@ -64,37 +75,73 @@ def check_batch(config: TrainConfig, mesh: Mesh) -> None:
         )
 
 
-class _Resident:
-    """All training data on every device; a step is given the order of its epoch."""
+def pick_rows(
+    given: Any, step: jax.Array, *, rows_of: Callable[[Any, jax.Array], Batch], augment: bool
+) -> Batch:
+    """Inputs and labels of a step, of what `Resident.at` gives; inside the compiled step.
 
-    def __init__(self, source: data.Source, config: TrainConfig, mesh: Mesh) -> None:
-        self._source, self._config, self._mesh = source, config, mesh
-        self._arrays = tuple(place(x, everywhere(mesh)) for x in source.arrays())
-        self._steps = source.train_size // config.batch_size
+    Augmentation depends on (seed, step) alone, so that a resumed run sees the same images. The
+    seed is given with the data: one compiled step serves all seeds.
+    """
+    arrays, order, seed = given
+    x, y = rows_of(arrays, order[step % order.shape[0]])
+    if augment:
+        x = data.augment(jax.random.fold_in(jax.random.wrap_key_data(seed), step), x)
+    return x, y
+
+
+class Resident:
+    """All training data on every device; a step is given the order of its epoch.
+
+    Args:
+        arrays: the data, on the devices.
+        rows_of: of the arrays and the numbers of rows, inputs and labels.
+        rows: how many there are.
+        batch: rows of a step; an incomplete last batch of an epoch is dropped.
+        seed: of the order of the rows, and of the augmentation.
+        augment: whether images are moved and mirrored.
+        mesh: where it lies.
+    """
+
+    def __init__(
+        self,
+        arrays: tuple[jax.Array, ...],
+        rows_of: Callable[[Any, jax.Array], Batch],
+        *,
+        rows: int,
+        batch: int,
+        seed: int,
+        augment: bool,
+        mesh: Mesh,
+    ) -> None:
+        self._arrays, self._rows_of, self._augment = arrays, rows_of, augment
+        self._rows, self._batch, self._seed, self._mesh = rows, batch, seed, mesh
+        self._key = place(jax.random.key_data(jax.random.key(seed)), everywhere(mesh))
         self._epoch = -1
         self._order: jax.Array | None = None
 
     def at(self, step: int) -> Any:
-        if step // self._steps != self._epoch:
-            self._epoch = step // self._steps
-            order = data.epoch_order(
-                self._config.seed, self._epoch, self._source.train_size, self._config.batch_size
-            )
+        """The data, the order of the step's epoch, and what augmentation draws from."""
+        epoch = step // (self._rows // self._batch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            order = data.epoch_order(self._seed, epoch, self._rows, self._batch)
             self._order = place(order, by_rows(self._mesh, axis=1))
-        return self._arrays, self._order
+        return self._arrays, self._order, self._key
 
     def pick(self, given: Any, step: jax.Array) -> Batch:
-        arrays, order = given
-        return self._source.pick(arrays, order[step % order.shape[0]])
+        """Inputs and labels of a step: `pick_rows`."""
+        return pick_rows(given, step, rows_of=self._rows_of, augment=self._augment)
 
     def get_state(self) -> bytes:
+        """Nothing: the step alone says which batch is next."""
         return b""
 
     def set_state(self, state: bytes) -> None:
-        """The step alone says which batch is next."""
+        """Does nothing."""
 
     def close(self) -> None:
-        pass
+        """Does nothing."""
 
 
 class _Streamed:

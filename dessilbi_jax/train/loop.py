@@ -36,6 +36,7 @@ from dessilbi_jax.train.run_folder.lock import alone
 from dessilbi_jax.train.run_folder.records import Records, record_steps
 from dessilbi_jax.train.run_folder.weights import save_weights
 from dessilbi_jax.train.step import TrainState, make_evaluate, make_step
+from dessilbi_jax.train.stepper import Stepper
 
 # How often the loop waits for the device, to see whether the loss is still finite; and with
 # several processes how often they ask each other whether a signal has come.
@@ -143,8 +144,6 @@ def fit(
             run.network,
             run.tx,
             feed.pick,
-            seed=config.seed,
-            augment=config.augment and run.source.resident,
             skip=config.nonfinite == "skip",
         )
         state, records, earlier = run.state, Records(out, config.seed), 0.0
@@ -160,8 +159,8 @@ def fit(
         signals = stack.enter_context(Signals())
         checkpoints = stack.enter_context(Checkpoints(out / run_files.CHECKPOINTS, keep))
 
-        step = int(state.step)
-        if step == 0:
+        training = Stepper(train_step, feed, state)
+        if training.step == 0:
             save_weights(out, 0, state.params, state.stats)
         recorded = record_steps(per_epoch, config.epochs, config.records_per_epoch)
         look_every = _LOOK_EVERY if jax.process_count() == 1 else _AGREE_EVERY
@@ -171,10 +170,9 @@ def fit(
             checkpoints.wait()
             return _diverged(at, what, config, out, per_epoch)
 
-        progress.begin(step)
-        while step < steps:
-            state = train_step(state, feed.at(step))
-            step += 1
+        progress.begin(training.step)
+        while training.step < steps:
+            state, step = training.advance(), training.step
             epoch_ends = step % per_epoch == 0
             saves = epoch_ends or (checkpoint_steps is not None and step % checkpoint_steps == 0)
             stopping, accuracy = 0, None
@@ -185,7 +183,7 @@ def fit(
                 stopping = signals.received
             drawn = progress.due()
             if step in recorded or saves or stopping or step % look_every == 0 or drawn:
-                loss, bad = _mean_loss(state)
+                loss, bad = state.mean_loss()
                 if bad >= 0:
                     raise diverged(bad, "loss")
                 if drawn:
@@ -212,10 +210,7 @@ def fit(
                     "seconds": earlier + time.monotonic() - began,
                 }
                 line = records.add(line, state.params, state.opt_state)
-                state = state._replace(
-                    loss_sum=jnp.zeros_like(state.loss_sum),
-                    loss_steps=jnp.zeros_like(state.loss_steps),
-                )
+                training.state = state = state.recorded()
                 if epoch_ends:
                     progress.epoch(line, config.epochs)
 
@@ -326,15 +321,6 @@ def _project(params: Any, opt_state: Any) -> Any:
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
-
-
-def _mean_loss(state: TrainState) -> tuple[float, int]:
-    """Returns the mean training loss since the last record, and the step that was not finite.
-
-    The mean is NaN where every step since then was skipped, the step -1 where there was none.
-    """
-    bad, total, count = jax.device_get((state.bad_step, state.loss_sum, state.loss_steps))
-    return float(total) / int(count) if count else math.nan, int(bad)
 
 
 def _diverged(

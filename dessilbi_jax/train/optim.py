@@ -1,6 +1,5 @@
 """From a configuration to an optax optimizer."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import optax
 import dessilbi_jax as dl
 from dessilbi_jax import models
 from dessilbi_jax.train.config import TrainConfig
+from dessilbi_jax.train.schedules import schedule
 
 
 def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
@@ -24,21 +24,14 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
         >>> [round(float(rate(step)), 6) for step in (0, 49, 51, 76)]
         [0.05, 0.05, 0.005, 0.0005]
     """
-    rising = round(config.warmup * steps)
-    if rising:
-        rise = optax.linear_schedule(0.0, config.learning_rate, rising)
-        after = make_schedule(dataclasses.replace(config, warmup=0.0), steps - rising)
-        # The first update is not of rate 0, which would be lost.
-        return optax.join_schedules([lambda step: rise(step + 1), after], [rising])
-    if config.schedule == "cosine":
-        return optax.cosine_decay_schedule(config.learning_rate, steps)
-    if config.schedule == "step":
-        drops: dict[int, float] = {}
-        for fraction in config.drop_at:
-            boundary = int(fraction * steps)
-            drops[boundary] = drops.get(boundary, 1.0) * config.drop_factor
-        return optax.piecewise_constant_schedule(config.learning_rate, drops)
-    return optax.constant_schedule(config.learning_rate)
+    return schedule(
+        config.schedule,
+        config.learning_rate,
+        steps,
+        warmup=config.warmup,
+        drop_at=config.drop_at,
+        drop_factor=config.drop_factor,
+    )
 
 
 def make_structure(config: TrainConfig, model: models.Network) -> dl.Structure | dl.Channels:

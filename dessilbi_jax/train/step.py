@@ -5,17 +5,17 @@ evaluation (they differ in what batch normalisation does), its parameters and it
 statistics as nested dicts whose leaf paths read like `fc1/kernel`.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
-from dessilbi_jax import data
 from dessilbi_jax.train.devices.mesh import gathered, shardings
 
 Tree = Any
@@ -45,37 +45,60 @@ class TrainState(NamedTuple):
     bad_step: jax.Array
     skipped: jax.Array
 
+    def mean_loss(self) -> tuple[float, int]:
+        """Returns the mean training loss since the last record, and the step not finite.
 
-class Network(NamedTuple):
-    """The static parts of a network and its pixel normalisation.
+        The mean is NaN where every step since then was skipped, the step -1 where there was none.
+        """
+        bad, total, count = jax.device_get((self.bad_step, self.loss_sum, self.loss_steps))
+        return float(total) / int(count) if count else math.nan, int(bad)
+
+    def recorded(self) -> "TrainState":
+        """Returns the state behind a record, from where losses are summed anew."""
+        return self._replace(
+            loss_sum=jnp.zeros_like(self.loss_sum), loss_steps=jnp.zeros_like(self.loss_steps)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The static parts of a network and its pixel normalisation; equal ones are compiled once.
 
     Attributes:
         training: graph definition in training mode.
         evaluating: graph definition in evaluation mode.
-        mean: float32 [C], subtracted from pixels in [0, 1]; empty for tokens.
-        std: float32 [C], divided by.
+        mean: of each channel, subtracted from pixels in [0, 1]; empty for what is given ready.
+        std: of each channel, divided by.
     """
 
     training: nnx.GraphDef
     evaluating: nnx.GraphDef
-    mean: np.ndarray
-    std: np.ndarray
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def normalise(self, images: jax.Array) -> jax.Array:
         """Returns float32 images of about zero mean and unit variance from uint8 [N, H, W, C].
 
-        Tokens are returned as they are.
+        Tokens, and pixels of a network without `mean`, are returned as they are.
         """
-        if not self.mean.size:
+        if not self.mean:
             return images
         pixels = images.astype(jnp.float32) / 255.0
-        return (pixels - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        mean, std = (jnp.asarray(each, jnp.float32) for each in (self.mean, self.std))
+        return (pixels - mean) / std
 
     def train(self, params: Tree, stats: Tree, inputs: jax.Array) -> tuple[jax.Array, Tree]:
         """Returns the logits and the new batch statistics, in training mode."""
         model = nnx.merge(self.training, params, stats)
         logits = model(inputs)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def loss(
+        self, params: Tree, stats: Tree, inputs: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, Tree]:
+        """Returns the mean cross-entropy and the new batch statistics, in training mode."""
+        logits, stats = self.train(params, stats, inputs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), stats
 
     def evaluate(self, params: Tree, stats: Tree, inputs: jax.Array) -> jax.Array:
         """Returns the logits in evaluation mode."""
@@ -89,7 +112,7 @@ def split_network(
 
     Args:
         model: an `nnx.Module` that holds nothing but `nnx.Param` and `nnx.BatchStat` variables.
-        mean: per channel, of pixels in [0, 1]; empty for tokens.
+        mean: per channel, of pixels in [0, 1]; empty for tokens and for pixels that are ready.
         std: per channel, of pixels in [0, 1].
     """
     model.train()
@@ -97,19 +120,22 @@ def split_network(
     params, stats = map(nnx.to_pure_dict, states)
     model.eval()
     evaluating = nnx.graphdef(model)
-    network = Network(
-        training, evaluating, np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    )
+    network = Network(training, evaluating, tuple(map(float, mean)), tuple(map(float, std)))
     return network, params, stats
 
 
 def first_state(params: Tree, stats: Tree, tx: optax.GradientTransformation) -> TrainState:
     """Returns the state before the first step; the optimizer's lies where the parameters lie."""
+    return started(params, stats, tx.init(params))
+
+
+def started(params: Tree, stats: Tree, opt_state: optax.OptState, step: int = 0) -> TrainState:
+    """Returns the state after `step` updates, with no loss seen yet."""
     return TrainState(
-        step=jnp.int32(0),
+        step=jnp.int32(step),
         params=params,
         stats=stats,
-        opt_state=tx.init(params),
+        opt_state=opt_state,
         loss_sum=jnp.float32(0),
         loss_steps=jnp.int32(0),
         bad_step=jnp.int32(-1),
@@ -117,14 +143,24 @@ def first_state(params: Tree, stats: Tree, tx: optax.GradientTransformation) -> 
     )
 
 
+def itself(trained: Tree) -> Tree:
+    """The network's parameters where they are what is trained."""
+    return trained
+
+
+def nothing(trained: Tree) -> float:
+    """No penalty."""
+    return 0.0
+
+
 def make_step(
     network: Network,
     tx: optax.GradientTransformation,
     pick: Callable[[Any, jax.Array], Batch],
     *,
-    seed: int,
-    augment: bool,
     skip: bool = False,
+    view: Callable[[Tree], Tree] = itself,
+    penalty: Callable[[Tree], Any] = nothing,
 ) -> Callable[[TrainState, Any], TrainState]:
     """Returns `step(state, given) -> state`, jitted; the old state is donated.
 
@@ -137,7 +173,7 @@ def make_step(
         if not compiled:
             where = shardings(state)
             compiled.append(
-                placed_step(network, tx, pick, where, seed=seed, augment=augment, skip=skip)
+                placed_step(network, tx, pick, where, skip=skip, view=view, penalty=penalty)
             )
         return compiled[0](state, given)
 
@@ -150,15 +186,15 @@ def placed_step(
     pick: Callable[[Any, jax.Array], Batch],
     where: TrainState,
     *,
-    seed: int,
-    augment: bool,
     skip: bool = False,
+    view: Callable[[Tree], Tree] = itself,
+    penalty: Callable[[Tree], Any] = nothing,
 ) -> Any:
     """Returns `step(state, given) -> state` as `jax.jit` makes it; the old state is donated.
 
     One jitted call a step: XLA runs convolutions several times slower inside a scan on the CPU.
-    Augmentation depends on (seed, step) alone, so that a resumed run sees the same images. The
-    new state lies on the devices as the old one does, which the compiler alone would not promise.
+    The new state lies on the devices as the old one does, which the compiler alone would not
+    promise.
 
     Args:
         network: its static parts.
@@ -166,23 +202,20 @@ def placed_step(
         pick: of what the step is given and the number of updates made, inputs and labels; -1
             marks labels that do not count.
         where: the shardings of the state.
-        seed: of the augmentation.
-        augment: whether images are moved and mirrored.
         skip: leave out a step whose loss or gradient is not finite: only `skipped` counts it.
+        view: the network's parameters from what is trained, where the two differ.
+        penalty: added to the mean cross-entropy, of what is trained.
     """
     parts = jax.tree.leaves(where.params)
 
-    def loss_fn(params: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Tree]:
-        logits, stats = network.train(gathered(params, parts), stats, x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), stats
+    def loss_fn(trained: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Tree]:
+        mean, stats = network.loss(view(gathered(trained, parts)), stats, x, y)
+        return mean + penalty(trained), stats
 
     def step(state: TrainState, given: Any) -> TrainState:
         x, y = pick(given, state.step)
-        x = network.normalise(x)
-        if augment:
-            x = data.augment(jax.random.fold_in(jax.random.key(seed), state.step), x)
         (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.stats, x, y
+            state.params, state.stats, network.normalise(x), y
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         finite = jnp.isfinite(loss)
@@ -206,6 +239,7 @@ def placed_step(
     return jax.jit(step, donate_argnums=0, out_shardings=where)
 
 
+@functools.lru_cache(8)  # a finished run is measured again and again
 def make_evaluate(
     network: Network,
 ) -> Callable[[Tree, Tree, Iterable[Batch]], tuple[float, float]]:

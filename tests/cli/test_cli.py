@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -16,20 +18,14 @@ from dessilbi_jax.train import PRESETS
 SHORT = ["--epochs", "1", "--density", "0.3", "--batch-size", "32"]
 
 
-def run_cli(*words):
-    """The command in a process of its own, where nothing is imported yet."""
-    return subprocess.run(
-        [sys.executable, "-m", "dessilbi_jax", *words], capture_output=True, text=True, check=False
-    )
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, compiled_in_haste):
     """The folder of a finished run of the command, and what it printed."""
     out = tmp_path_factory.mktemp("cli") / "demo"
-    process = run_cli("demo", *SHORT, "--out", str(out))
-    assert process.returncode == 0, process.stderr
-    return out, process
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        assert cli.main(["demo", *SHORT, "--out", str(out)]) == 0
+    return out, printed.getvalue(), errors.getvalue()
 
 
 def error_of(capsys, *words):
@@ -44,10 +40,10 @@ def error_of(capsys, *words):
 
 
 def test_a_run_prints_its_outcome_and_is_quiet_without_a_terminal(finished):
-    out, process = finished
-    lines = process.stdout.splitlines()
+    out, printed, errors = finished
+    lines = printed.splitlines()
     result = json.loads((out / "result.json").read_text())
-    assert process.stderr == ""
+    assert errors == ""
     assert len(lines) == 6
     assert lines[0] == f"The run in {out} is finished."
     assert f"{result['test_accuracy']:.1%}".replace("%", " % dense") in lines[1]
@@ -59,7 +55,7 @@ def test_a_run_prints_its_outcome_and_is_quiet_without_a_terminal(finished):
 
 
 def test_the_command_is_kept_and_the_preset_named(finished):
-    out, _ = finished
+    out = finished[0]
     config = json.loads((out / "config.json").read_text())
     assert config["preset"] == "demo"
     assert config["command"] == f"dessilbi demo {' '.join(SHORT)} --out {out}"
@@ -68,7 +64,7 @@ def test_the_command_is_kept_and_the_preset_named(finished):
 
 @pytest.mark.parametrize("option", ["--resume", "--auto-resume"])
 def test_resuming_a_finished_run_says_so(finished, capsys, option):
-    out, _ = finished
+    out = finished[0]
     assert cli.main(["train", "demo", *SHORT, "--out", str(out), option]) == 0
     captured = capsys.readouterr()
     assert "is finished already, there is nothing to resume." in captured.out
@@ -76,7 +72,7 @@ def test_resuming_a_finished_run_says_so(finished, capsys, option):
 
 
 def test_another_run_in_the_folder_is_left_intact(finished, capsys):
-    out, _ = finished
+    out = finished[0]
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*")}
     words = ["train", "demo", "--out", str(out)]
     assert "holds another run: continue it with --resume" in error_of(capsys, *words)
@@ -236,6 +232,7 @@ def test_help(words, capsys):
     assert "usage: dessilbi" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_help_and_presets_import_nothing_heavy():
     code = (
         "import sys, dessilbi_jax.cli as c\n"
@@ -247,6 +244,8 @@ def test_help_and_presets_import_nothing_heavy():
     assert process.stdout.splitlines()[-1] == "[]", process.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_sigterm_leaves_a_run_that_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
     words = ["demo", "--epochs", "100000", "--out", str(out)]

@@ -13,6 +13,17 @@ from dessilbi_jax.train.finished import latency
 RUN = ["--nu", "50", "--epochs", "2", "--batch-size", "128"]
 
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_pictures():
+    """Reports are written without drawing: their text alone is looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dessilbi_jax.report.style.svg", lambda figure, background="none": b"<svg/>")
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_latencies():
     """Latencies are measured with the least number of samples."""
@@ -23,7 +34,7 @@ def quick_latencies():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, compiled_in_haste):
     """A run with its ticket, retrained and slim network; tests must not change it."""
     run = tmp_path_factory.mktemp("cli") / "run"
     for words in (

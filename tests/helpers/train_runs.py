@@ -1,6 +1,9 @@
 """A run small enough to take seconds, with everything on, and a progress that prints nothing."""
 
+import contextlib
 import io
+
+import jax
 
 from dessilbi_jax import train
 from dessilbi_jax.train.progress import Progress
@@ -17,6 +20,21 @@ TINY = train.TrainConfig(
     augment=True,
     nu=100.0,
 )
+
+
+@contextlib.contextmanager
+def in_haste():
+    """Programs are not optimised: for a few steps of small networks that takes most of the time.
+
+    What is to be the same bit for bit has to be compiled alike.
+    """
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 class Quiet(Progress):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ import dessilbi_jax as dl
 from dessilbi_jax import data, models
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.devices.mesh import make_mesh
-from dessilbi_jax.train.feeds import Rows
+from dessilbi_jax.train.feeds import Rows, make_feed
 from dessilbi_jax.train.optim import make_optimizer, make_schedule
 from dessilbi_jax.train.run_folder.records import group_norms, record_steps
 from dessilbi_jax.train.step import first_state, make_evaluate, make_step, split_network
@@ -45,7 +46,7 @@ def test_leaf_paths_read_like_the_layers_and_stats_are_apart():
 def test_a_step_is_the_optimizers_update_on_the_batch_of_that_step():
     network, params, stats = build()
     tx = dl.dessilbi(0.1, nu=10.0, lam=0.01, momentum=0.9)
-    step = make_step(network, tx, rows_of, seed=0, augment=False)
+    step = make_step(network, tx, rows_of)
     images, labels = jnp.asarray(DIGITS.train_images), jnp.asarray(DIGITS.train_labels)
     order = data.epoch_order(0, 0, len(labels), 32)
     state = first_state(copied(params), copied(stats), tx)
@@ -84,23 +85,45 @@ def test_batch_statistics_move_in_training_and_not_in_evaluation():
 
 
 def test_augmentation_depends_on_seed_and_step_alone():
-    network, params, stats = build()
-    tx = optax.sgd(0.1)
-    images, labels = jnp.asarray(DIGITS.train_images), jnp.asarray(DIGITS.train_labels)
+    config = TrainConfig(network="lenet300", dataset="digits", epochs=1, batch_size=32, seed=3)
     order = jnp.tile(jnp.arange(32), (4, 1))  # the same batch again and again
 
-    def losses(seed, augment, *steps):
-        step, found = make_step(network, tx, rows_of, seed=seed, augment=augment), []
-        for at in steps:
-            state = first_state(copied(params), copied(stats), tx)._replace(step=jnp.int32(at))
-            found.append(float(step(state, (images, labels, order)).loss_sum))
-        return found
+    def images(augment, seed, *steps):
+        changed = dataclasses.replace(config, augment=augment, seed=seed)
+        feed = make_feed(DIGITS, changed, make_mesh("one"))
+        arrays, _, key = feed.at(0)
+        return [np.asarray(feed.pick((arrays, order, key), step)[0]) for step in steps]
 
-    first, second, again = losses(0, True, 1, 2, 1)
-    other_seed = losses(1, True, 1)
-    plain, plain_later = losses(0, False, 1, 3)
-    assert (first, plain) == (again, plain_later)
-    assert len({first, second, *other_seed, plain}) == 4
+    first, second, again = images(True, 3, 1, 2, 1)
+    (other_seed,) = images(True, 4, 1)
+    plain, plain_later = images(False, 3, 1, 3)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(plain, plain_later)
+    np.testing.assert_array_equal(plain, DIGITS.train_images[:32])
+    key = jax.random.fold_in(jax.random.key(3), 1)
+    np.testing.assert_array_equal(first, data.augment(key, plain))
+    assert len({x.tobytes() for x in (first, second, other_seed, plain)}) == 4
+
+
+def test_a_view_and_a_penalty_of_what_is_trained():
+    network, params, stats = build()
+    tx = optax.sgd(0.5)
+    step = make_step(
+        network, tx, lambda given, _: given,
+        view=lambda trained: jax.tree.map(lambda w: trained["scale"] * w, trained["params"]),
+        penalty=lambda trained: 3.0 * trained["scale"],
+    )  # fmt: skip
+    x, y = jnp.asarray(DIGITS.train_images[:8]), jnp.asarray(DIGITS.train_labels[:8])
+
+    def loss(scale):
+        scaled = jax.tree.map(lambda w: scale * w, params)
+        return network.loss(scaled, stats, network.normalise(x), y)[0] + 3.0 * scale
+
+    value, slope = jax.value_and_grad(loss)(1.0)
+    state = first_state({"params": copied(params), "scale": jnp.float32(1)}, copied(stats), tx)
+    state = step(state, (x, y))
+    assert float(state.loss_sum) == pytest.approx(float(value), rel=1e-5)
+    assert float(state.params["scale"]) == pytest.approx(1 - 0.5 * float(slope), rel=1e-4)
 
 
 def test_evaluation_counts_every_row_once():
@@ -120,7 +143,7 @@ def test_evaluation_counts_every_row_once():
 def test_the_first_step_with_a_loss_not_finite_is_kept():
     network, params, stats = build()
     tx = optax.sgd(float("inf"))
-    step = make_step(network, tx, rows_of, seed=0, augment=False)
+    step = make_step(network, tx, rows_of)
     state = first_state(copied(params), copied(stats), tx)
     images, labels = jnp.asarray(DIGITS.train_images), jnp.asarray(DIGITS.train_labels)
     order = jnp.asarray(data.epoch_order(0, 0, len(labels), 32))
@@ -141,7 +164,7 @@ def test_a_step_that_is_not_finite_can_be_left_out():
         x = images[:32].astype(jnp.float32)
         return jnp.where(step == 1, jnp.inf, x), labels[:32]
 
-    step = make_step(network, tx, broken_at_1, seed=0, augment=False, skip=True)
+    step = make_step(network, tx, broken_at_1, skip=True)
     states = [first_state(copied(params), copied(stats), tx)]
     for _ in range(3):
         states.append(step(copied(states[-1]), given))
@@ -166,6 +189,8 @@ def test_schedules():
     assert float(constant(0)) == float(constant(99)) == pytest.approx(0.2)
     cosine = make_schedule(TrainConfig(**{**config.to_json(), "schedule": "cosine"}), 100)
     assert [float(cosine(s)) for s in (0, 50, 100)] == pytest.approx([0.2, 0.1, 0.0])
+    half = make_schedule(TrainConfig(**{**config.to_json(), "schedule": "half"}), 100)
+    assert [float(half(s)) for s in (0, 50, 75, 100)] == pytest.approx([0.2, 0.2, 0.1, 0.0])
     warm = {**config.to_json(), "schedule": "cosine", "warmup": 0.2}
     rising = make_schedule(TrainConfig(**warm), 100)
     found = [float(rising(s)) for s in (0, 9, 19, 20, 60, 100)]

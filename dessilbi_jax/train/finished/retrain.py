@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 import dessilbi_jax as dl
@@ -35,6 +34,7 @@ from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.run_folder import folder
 from dessilbi_jax.train.run_folder.weights import NAME, step_of, write_weights
 from dessilbi_jax.train.step import Batch, TrainState, make_evaluate, make_step
+from dessilbi_jax.train.stepper import Stepper
 from dessilbi_jax.tree import leaf_paths
 
 
@@ -197,35 +197,20 @@ def _train(
     history = []
     progress.begin(0)
     with contextlib.closing(make_feed(training, config, mesh)) as feed:
-        step = make_step(
-            trained.network(),
-            tx,
-            feed.pick,
-            seed=config.seed,
-            augment=config.augment and training.resident,
-            skip=config.nonfinite == "skip",
-        )
-        for epoch in range(config.epochs):
-            for i in range(per_epoch):
-                state = step(state, feed.at(epoch * per_epoch + i))
+        take = make_step(trained.network(), tx, feed.pick, skip=config.nonfinite == "skip")
+        stepper = Stepper(take, feed, state)
+        for epoch in range(1, config.epochs + 1):
+            state = stepper.advance(per_epoch)
             accuracy, held_loss = evaluate(state.params, state.stats, held)
-            bad, total, count = jax.device_get((state.bad_step, state.loss_sum, state.loss_steps))
-            if bad >= 0 or not count or not math.isfinite(held_loss):
-                at = int(bad) if bad >= 0 else (epoch + 1) * per_epoch
+            loss, bad = state.mean_loss()
+            if bad >= 0 or not math.isfinite(loss + held_loss):
+                at = bad if bad >= 0 else stepper.step
                 raise FloatingPointError(
                     f"the loss is not finite at step {at} of the retraining; nothing was written. "
                     f"Try a smaller --learning-rate than {config.learning_rate:g}"
                 )
-            line = {
-                "step": (epoch + 1) * per_epoch,
-                "epoch": epoch + 1,
-                "loss": float(total) / int(count),
-                "accuracy": accuracy,
-            }
+            line = {"step": stepper.step, "epoch": epoch, "loss": loss, "accuracy": accuracy}
             history.append(line)
             progress.epoch(line, config.epochs)
-            state = state._replace(
-                loss_sum=jnp.zeros_like(state.loss_sum),
-                loss_steps=jnp.zeros_like(state.loss_steps),
-            )
-    return state, history
+            stepper.state = state.recorded()
+    return stepper.state, history

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import masks
-from benchmarks.harness.work import Cost, Setting, Work, schedule
+from benchmarks.harness.cost import Cost
+from benchmarks.harness.work import Setting, Work, schedule
 
 NARROW = Setting("lenet300", "mnist", 8, 0.01, batch=32, widths=(24, 12))
 

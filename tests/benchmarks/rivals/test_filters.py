@@ -24,7 +24,7 @@ def work(tmp_path_factory):
 
 
 def network(work, params, stats):
-    model = nnx.merge(work.evaluating, params, stats)
+    model = nnx.merge(work.network.evaluating, params, stats)
     return jax.jit(lambda x: model(x))
 
 
@@ -130,7 +130,7 @@ def test_a_method_ends_at_the_share_with_its_cost_counted(work, name, given):
     found = filters.RIVALS[name].find(work, 0.5, **given)
     assert found.cut.flops <= 0.5
     assert found.widths == models.widths(
-        nnx.merge(found.cut.work.evaluating, found.params, found.stats)
+        nnx.merge(found.cut.work.network.evaluating, found.params, found.stats)
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
     search = 0.5 if given.get("way") in ("init", "end") else 1.0

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from benchmarks.harness import masks
-from benchmarks.harness.work import Cost, Setting, Work
+from benchmarks.harness.cost import Cost
+from benchmarks.harness.work import Setting, Work
 from benchmarks.rivals import foresight
 from benchmarks.rivals.rival import exact
 
@@ -32,7 +33,7 @@ def test_saliency_is_the_derivative_of_the_loss_in_the_mask(work):
 
     @jax.jit
     def loss(params):
-        logits = nnx.merge(work.evaluating, params, work.stats)(x)
+        logits = nnx.merge(work.network.evaluating, params, work.stats)(x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     leaves, tree = jax.tree.flatten(work.params)

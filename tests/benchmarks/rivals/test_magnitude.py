@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from benchmarks.harness import masks
-from benchmarks.harness.work import Cost, Setting, Work
+from benchmarks.harness.cost import Cost
+from benchmarks.harness.work import Setting, Work
 from benchmarks.rivals import magnitude
 from benchmarks.rivals.rival import exact
 

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.harness.work import nothing
 from benchmarks.rivals import optimizers
+from dessilbi_jax.train.step import nothing
 
 
 def by_name(name):

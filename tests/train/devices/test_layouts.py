@@ -25,16 +25,6 @@ from dessilbi_jax.tree import leaf_paths
 STEPS = 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compilations take most of the time, and what they optimise next to none."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A network, its data, its groups and its optimizer."""
@@ -109,7 +99,7 @@ def trained(name, mesh):
     state = placed_state(params, stats, tx, devices)
     assert_divided(state, devices, case.trees)
     feed = make_feed(source, config, devices)
-    step = make_step(network, tx, feed.pick, seed=0, augment=False)
+    step = make_step(network, tx, feed.pick)
     losses = []
     for i in range(STEPS):
         state = step(state, feed.at(i))
@@ -167,6 +157,7 @@ def assert_part(path, leaf, mesh, spec):
     return parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh"), LAYOUTS)
 def test_eight_devices_train_as_one(name, mesh):
     losses, seen, state, masks = trained(name, mesh)
@@ -221,6 +212,7 @@ SMALL = train.TrainConfig(
 )
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mesh_is_the_run_on_one_device_and_may_move_to_another(tmp_path):
     one, mesh = tmp_path / "one", tmp_path / "mesh"
     train.fit(SMALL, one, progress=Quiet())

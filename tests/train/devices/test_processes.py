@@ -21,6 +21,7 @@ from dessilbi_jax import data, train
 from dessilbi_jax.train.devices import processes
 from dessilbi_jax.train.run_folder.checkpoints import newest
 
+pytestmark = pytest.mark.process
 PATIENCE = 300  # seconds, on a machine that does much else
 WORKER = Path(__file__).with_name("process_worker.py")
 
@@ -108,6 +109,7 @@ def assert_together(said, count):
     assert [n for k in sorted(shards) for n in shards[k]] == rows[0]["global"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(two, alone):
     folder, said = two
     assert_together(said, 2)
@@ -151,6 +153,7 @@ def test_one_process_goes_on_where_two_stopped(two, alone):
     assert_same_run(folder / "for one", alone[0])
 
 
+@pytest.mark.slow
 def test_four_processes_divide_kernels_and_rows(tmp_path, alone, compiled):
     write_folder(tmp_path / "images")
     said = together("four", 4, tmp_path, "fsdp=2,tensor=2", compiled)
@@ -159,6 +162,7 @@ def test_four_processes_divide_kernels_and_rows(tmp_path, alone, compiled):
     assert_same_run(tmp_path / "whole", alone[0])
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_commands_ends_both_with_143(tmp_path, compiled):
     run = tmp_path / "run"
     words = ["-m", "dessilbi_jax", "demo", "--out", run, "--epochs", "1000", "--mesh", "data"]
