@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.results import write
+from dessilbi_jax import run_files
 
 COST = {"cpu": "13 minutes on two cores with --times 30"}
 
@@ -45,7 +46,8 @@ KINDS = ("streamed", "resident")
 _LIMIT = 600.0  # seconds that no process of a run should take
 STEPS = 30
 # The first one is not there where a run was resumed at its very end; the others tell times.
-_OPTIONAL, _OF_THEIR_OWN = {"path.npz.previous"}, {"run.lock", "config.json", "report.html"}
+_OPTIONAL = {run_files.PATH + ".previous"}
+_OF_THEIR_OWN = {run_files.LOCK, run_files.CONFIG, run_files.REPORT}
 
 
 def config(kind: str) -> Any:
@@ -98,7 +100,7 @@ def train_here(kind: str, out: Path, images: Path) -> None:
         out,
         data_dir=images if kind == "streamed" else None,
         checkpoint_steps=1,
-        resume=(out / "config.json").exists(),
+        resume=(out / run_files.CONFIG).exists(),
         progress=Told(),
     )
 
@@ -169,11 +171,12 @@ class Child:
             self._end()
             return None
         self.process.send_signal(signal.SIGSTOP)  # so that what is seen is what is killed
-        saving = any((self._out / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+        saving = any((self._out / run_files.CHECKPOINTS).glob("*.orbax-checkpoint-tmp*"))
         self.process.kill()
         self.process.wait()
         self._close()
-        files = [name for name in ("result.json", "report.html") if (self._out / name).exists()]
+        last = (run_files.RESULT, run_files.REPORT)
+        files = [name for name in last if (self._out / name).exists()]
         return {"stage": stage, "saving": saving, "checkpoint": newest(self._out), "files": files}
 
     def _end(self) -> None:
@@ -247,7 +250,7 @@ class Harness:
 
 def newest(run: Path) -> int | None:
     """The step of the newest checkpoint."""
-    steps = [int(d.name) for d in (run / "checkpoints").glob("*") if d.name.isdecimal()]
+    steps = [int(d.name) for d in (run / run_files.CHECKPOINTS).glob("*") if d.name.isdecimal()]
     return max(steps, default=None)
 
 
@@ -269,26 +272,26 @@ def differences(run: Path, reference: Path) -> list[str]:
     """What of a finished run is not as in another one, but for times; empty where all is."""
     odd = []
     names = [sorted(f.relative_to(r).as_posix() for f in r.rglob("*")
-                    if not f.is_relative_to(r / "checkpoints"))
+                    if not f.is_relative_to(r / run_files.CHECKPOINTS))
              for r in (run, reference)]  # fmt: skip
     only = set(names[0]) ^ set(names[1])
     odd += [f"{name} is in one of them only" for name in sorted(only - _OPTIONAL)]
     for name in sorted(set(names[0]) & set(names[1]) - _OPTIONAL - _OF_THEIR_OWN):
         files = [r / name for r in (run, reference)]
-        if name in ("metrics.jsonl", "result.json"):
+        if name in (run_files.METRICS, run_files.RESULT):
             same = _without_seconds(files[0]) == _without_seconds(files[1])
         else:
             same = files[0].is_dir() or files[0].read_bytes() == files[1].read_bytes()
         if not same:
             odd.append(f"{name} differs")
-    seconds = [line["seconds"] for line in _lines(run / "metrics.jsonl")]
+    seconds = [line["seconds"] for line in _lines(run / run_files.METRICS)]
     if seconds != sorted(seconds):
         odd.append("seconds go back in metrics.jsonl")
-    kept = [sorted(d.name for d in (r / "checkpoints").iterdir()) for r in (run, reference)]
+    kept = [sorted(d.name for d in (r / run_files.CHECKPOINTS).iterdir()) for r in (run, reference)]
     if kept[0] != kept[1]:
         odd.append(f"checkpoints {kept[0]}, expected {kept[1]}")
     for step in sorted(set(kept[0]) & set(kept[1])):
-        places = [r / "checkpoints" / step for r in (run, reference)]
+        places = [r / run_files.CHECKPOINTS / step for r in (run, reference)]
         a, b = (arrays(place) for place in places)
         odd += [f"checkpoint {step}: {name} differs" for name in sorted(a.keys() | b.keys())
                 if name not in a or name not in b or a[name].dtype != b[name].dtype

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.harness import results
 from benchmarks.report import figures, tables, tickets
+from dessilbi_jax.files import write_atomically
 
 COST = {"cpu": "5 s"}
 HERE = Path(__file__).parent
@@ -133,9 +134,7 @@ def main() -> None:
         if section.picture is not None and section.name in found:
             section.picture(found[section.name], args.out / "figures" / f"{section.name}.svg")
     file = args.out / "README.md"
-    part = file.with_suffix(".part")
-    part.write_text(page(found), encoding="utf-8")
-    part.replace(file)
+    write_atomically(file, page(found))
     print(file)
 
 

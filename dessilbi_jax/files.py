@@ -1,33 +1,167 @@
-"""One .npz file with a JSON header and arrays: written at once or not at all, without pickle."""
+"""Files that are written at once or not at all, and those that hold JSON or arrays.
 
+Every file and folder that outlives a process is written here: beside its place first, under a name
+that no other process has, then synced to the disk and moved. A kill, an error or a full disk at any
+moment leaves what was there before, whole, or what is new, whole.
+"""
+
+import contextlib
 import json
 import os
+import secrets
+import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+# What a kill in the middle of a write leaves beside a file: its name, a token, this ending.
+PART = ".part"
 
-def write_atomically(file: Path, content: bytes) -> None:
-    """Writes a file at once or not at all: a kill leaves the old content or the new, whole."""
-    part = file.with_name(file.name + ".part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content)
+
+@contextlib.contextmanager
+def new_file(file: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """Context that gives a stream; at its end what was written becomes `file`.
+
+    On any error nothing of it is left, and the file that was there stays.
+
+    Args:
+        file: the file to make or to replace.
+        keep: where to move the file that is there, if it is to be kept.
+
+    Raises:
+        OSError: it cannot be written: the disk is full or read-only, say, or there is no folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as there:
+        ...     with new_file(Path(there, "a.txt")) as stream:
+        ...         _ = stream.write(b"whole")
+        ...     print(Path(there, "a.txt").read_text())
+        whole
+    """
+    with _in_place_of(file) as part:
+        with part.open("xb") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        if keep is not None and file.exists():
+            os.replace(file, keep)
         os.replace(part, file)
-    except BaseException:
-        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Context that gives an empty folder to write to; at its end it becomes `folder`.
+
+    On any error nothing of it is left, and the folder that was there stays.
+
+    Args:
+        folder: the folder to make, with those above it, or to replace with all that is in it.
+
+    Raises:
+        OSError: it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as there:
+        ...     with new_folder(Path(there, "a")) as part:
+        ...         _ = (part / "text").write_text("whole")
+        ...     print([file.name for file in Path(there).rglob("*")])
+        ['a', 'text']
+    """
+    with _in_place_of(folder) as part:
+        part.mkdir(parents=True)
+        yield part
+        for path in [*part.rglob("*"), part]:
+            _sync(path)
+        if not folder.exists():
+            os.replace(part, folder)
+            return
+        # A folder cannot be moved onto one that holds files.
+        before = _beside(folder)
+        os.replace(folder, before)
+        try:
+            os.replace(part, folder)
+        except BaseException:
+            os.replace(before, folder)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _in_place_of(target: Path) -> Iterator[Path]:
+    """Context that gives a free name beside `target`, and leaves nothing under it."""
+    part = _beside(target)
+    try:
+        yield part
+        _sync(target.parent)
+    except OSError as error:
+        if error.errno is None or not _is_of(error.filename, part):
+            raise  # of something else that the caller does meanwhile
+        left = "what was there is whole" if target.exists() else "nothing of it is left"
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno)}: it was not written and {left}; make room, give write "
+            "permission or choose another place",
+            str(target),
+        ) from error
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def _beside(target: Path) -> Path:
+    """A name beside `target` that no other write has, of this process or of another's."""
+    return target.with_name(f"{target.name}.{secrets.token_hex(6)}{PART}")
+
+
+def _is_of(name: Any, part: Path) -> bool:
+    """Whether an error's file is `part`, in it, or not told (as by a write to a full disk)."""
+    return name is None or Path(os.fsdecode(name)).is_relative_to(part)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk.
+
+    Raises:
+        OSError: a file cannot be synced. A folder is tried only: not every system can.
+    """
+    folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    except OSError:
+        if folder:
+            return
         raise
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not folder:
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_atomically(file: Path, content: bytes | str) -> None:
+    """Writes a file at once or not at all; text in UTF-8.
+
+    Raises:
+        OSError: as `new_file`.
+    """
+    with new_file(file) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object, indented, atomically. NaN and infinity are errors."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(file, (text + "\n").encode())
+    write_atomically(file, text + "\n")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -39,10 +173,12 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is not there") from None
     except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
+        raise ValueError(f"{file} is damaged: it is not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{file} is damaged: it holds no JSON object")
+        raise ValueError(f"{file} is damaged: expected a JSON object, got {type(value).__name__}")
     return value
 
 
@@ -72,19 +208,9 @@ def write(
         raise ValueError(
             f"{file} was not written: {error}; it must be what JSON can hold"
         ) from None
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as out:
-            members: dict[str, Any] = {"header": np.array(text), **arrays}
-            np.savez_compressed(out, **members)
-            out.flush()
-            os.fsync(out.fileno())
-        if keep is not None and file.exists():
-            os.replace(file, keep)
-        os.replace(part, file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    members: dict[str, Any] = {"header": np.array(text), **arrays}
+    with new_file(file, keep) as stream:
+        np.savez_compressed(stream, **members)
 
 
 def read(file: Path, kind: str, formats: tuple[int, ...]) -> tuple[Any, dict[str, np.ndarray]]:

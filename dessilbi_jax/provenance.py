@@ -33,8 +33,14 @@ def _cpu() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a ticket's numbers depend on."""
-    return {package: _version(package) for package in ("dessilbi_jax", "jax", "optax", "numpy")}
+    """Returns the versions of what the numbers of a result depend on.
+
+    Example:
+        >>> sorted(versions())
+        ['dessilbi_jax', 'flax', 'jax', 'numpy', 'optax', 'python']
+    """
+    packages = ("jax", "optax", "flax", "numpy", "dessilbi_jax")
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 
 @functools.cache

@@ -1,6 +1,9 @@
-"""The names of the files in a run folder."""
+"""What is in a run folder: the names of its files, and a record of the run."""
 
+import dataclasses
+import math
 import re
+from typing import Any
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -20,4 +23,73 @@ OURS = {
 }  # fmt: skip
 # What a run that was killed while writing can leave behind.
 _NAMES = "|".join(map(re.escape, sorted(OURS)))
-UNFINISHED = re.compile(rf"\.?({_NAMES}|\d+\.safetensors)(\.\d+)?\.(part|tmp)")
+UNFINISHED = re.compile(rf"\.?({_NAMES}|\d+\.safetensors)(\.[0-9a-f]+)?\.(part|tmp)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A line of metrics.jsonl: what was measured at a step. None is what is not known.
+
+    Attributes:
+        step: steps done, from 1.
+        epoch: epochs done.
+        loss: mean training loss since the record before; None where all those steps were skipped.
+        learning_rate: the one of the last step.
+        lam: λ in force, None before its first estimate.
+        accuracy: of the dense network on held-out data, as a fraction.
+        held_out_loss: of the dense network on held-out data.
+        projected_accuracy: of the network projected on Γ's support, on held-out data.
+        skipped: steps left out so far because their loss or gradient was not finite.
+        seconds: training time so far, of all starts together.
+        density: selected weights over structured weights.
+
+    Example:
+        >>> Record.from_json({"step": 5, "epoch": 0.5, "loss": 2.3}).number("accuracy")
+        nan
+    """
+
+    step: int
+    epoch: float
+    loss: float | None = None
+    learning_rate: float | None = None
+    lam: float | None = None
+    accuracy: float | None = None
+    held_out_loss: float | None = None
+    projected_accuracy: float | None = None
+    skipped: int | None = None
+    seconds: float | None = None
+    density: float | None = None
+
+    def number(self, name: str) -> float:
+        """Returns a field as a number, NaN where it is not known."""
+        value = getattr(self, name)
+        return math.nan if value is None else float(value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields by name, as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Record":
+        """The inverse of `to_json`, also of lines of other versions.
+
+        Fields that are not there, as in older run folders, are None; others are left out.
+
+        Raises:
+            ValueError: it is no object of numbers, or lacks its step or epoch.
+        """
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+        found: dict[str, Any] = {name: value.get(name) for name in METRIC_NAMES}
+        for name in ("step", "epoch"):
+            if found[name] is None:
+                raise ValueError(f"the field {name!r} is missing")
+        for name, number in found.items():
+            if isinstance(number, bool) or not isinstance(number, int | float | None):
+                raise ValueError(f"{name!r} should be a number or null, got {number!r}")
+        if not (math.isfinite(found["step"]) and math.isfinite(found["epoch"])):
+            raise ValueError("step and epoch should be finite")
+        return cls(**found)
+
+
+METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Record))

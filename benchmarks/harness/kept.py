@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from benchmarks.harness.cost import Cost
+from dessilbi_jax.files import new_file
 
 
 def write(file: Path, name: str, tree: dict[str, Any], cost: Cost) -> None:
@@ -21,10 +21,8 @@ def write(file: Path, name: str, tree: dict[str, Any], cost: Cost) -> None:
     }
     about = {"name": name, "cost": dataclasses.asdict(cost), "empty": empty}
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as out:
+    with new_file(file) as out:
         np.savez_compressed(out, about=np.array(json.dumps(about)), **leaves)
-    os.replace(part, file)
 
 
 def read(file: Path) -> tuple[dict[str, Any], Cost]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dessilbi_jax.files import write_atomically
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -66,9 +68,7 @@ def _parts(word: str) -> list[str]:
 def write_json(file: Path, content: Any) -> Path:
     """Writes a file at once or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(part, file)
+    write_atomically(file, json.dumps(content, indent=1) + "\n")
     return file
 
 

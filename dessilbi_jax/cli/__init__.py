@@ -14,7 +14,7 @@ from typing import TextIO
 from dessilbi_jax.cli import finished as tickets
 from dessilbi_jax.cli import train as commands
 from dessilbi_jax.cli.parser import COMMANDS, make_parser
-from dessilbi_jax.train.config import near_miss
+from dessilbi_jax.text import near_miss
 from dessilbi_jax.train.devices.allocator import keep_memory
 from dessilbi_jax.train.presets import PRESETS
 

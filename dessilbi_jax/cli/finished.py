@@ -7,6 +7,7 @@ from typing import Any
 
 from dessilbi_jax.cli.parser import SIZES
 from dessilbi_jax.cli.train import percent
+from dessilbi_jax.text import columns
 
 
 def ticket(args: argparse.Namespace, words: list[str]) -> None:
@@ -149,17 +150,12 @@ def slim_table(result: dict[str, Any]) -> str:
         times = [_time(networks[name]["latency"][batch]) for name in names]
         rows.append((f"batch {batch}", *times, "µs, median and quartiles"))
     rows.append(("accuracy", *(percent(networks[n]["test_accuracy"]) for n in names), "test data"))
-    wide = [max(len(row[k]) for row in rows) for k in range(4)]
-    lines = [
-        "  ".join([row[0].ljust(wide[0]), *(row[k].rjust(wide[k]) for k in (1, 2, 3)), row[4]])
-        for row in rows
-    ]
     kept, of = result["channels"]
-    lines.append(
+    return (
+        f"{columns(rows, right={1, 2, 3})}\n"
         f"{of - kept:,} of {of:,} channels were cut out. On {result['compared']:,} held-out rows "
         f"the outputs of slim and masked\ndiffer by {result['difference']:.1e} of the largest."
     )
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _time(found: dict[str, float]) -> str:

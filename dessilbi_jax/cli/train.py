@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from dessilbi_jax import run_files
 from dessilbi_jax.cli.parser import given_options
 from dessilbi_jax.train.presets import get_preset, with_options
 
@@ -21,12 +22,11 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         raise ValueError(f"{args.preset} trains on a text: give the file with --text FILE")
     _join(args)
 
-    from dessilbi_jax.run_files import RESULT
     from dessilbi_jax.train.devices import processes
     from dessilbi_jax.train.loop import fit
     from dessilbi_jax.train.progress import Progress
 
-    if args.resume and (out / RESULT).exists():
+    if args.resume and (out / run_files.RESULT).exists():
         state = "is finished already, there is nothing to resume"
     else:
         state = "is finished"
@@ -49,7 +49,7 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         return
     print(f"The run in {out} {state}.")
     print(summary(result))
-    print(f"  report     {out / 'report.html'}")
+    print(f"  report     {out / run_files.REPORT}")
 
 
 def _join(args: argparse.Namespace) -> None:
@@ -128,7 +128,7 @@ def info() -> None:
     """Prints versions and devices."""
     import jax
 
-    from dessilbi_jax.train.run_folder.folder import versions
+    from dessilbi_jax.provenance import versions
 
     for package, version in versions().items():
         print(f"{package:14}{version}")

@@ -6,7 +6,6 @@ start of the file, then the arrays one after another, labels first so that their
 aligned. All integers are little-endian. The CRC is checked before anything is parsed.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -14,11 +13,11 @@ import os
 import pathlib
 import struct
 import sys
-import tempfile
 import zlib
 
 import numpy as np
 
+from dessilbi_jax import files
 from dessilbi_jax.data._dataset import Dataset
 
 _MAGIC = b"DSLBDAT1"
@@ -112,19 +111,11 @@ def write(file: pathlib.Path, fingerprint: str, dataset: Dataset) -> None:
     for piece in pieces:
         checksum = zlib.crc32(piece, checksum)
         length += memoryview(piece).nbytes
-    temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        with os.fdopen(handle, "wb") as stream:
+        with files.new_file(file) as stream:
             stream.write(_PREFIX.pack(_MAGIC, checksum, length))
             for piece in pieces:
                 stream.write(piece)
-        os.replace(temporary, file)
-        temporary = None
     except OSError as error:
         _log.warning("cannot keep the decoded %s in %s: %s", dataset.name, file, error)
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)

@@ -6,13 +6,14 @@ seconds, reading these two files does not, so a cached set loads at once.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import os
 import pathlib
 import re
+
+from dessilbi_jax.text import nearest
 
 KNOWN = (
     "digits",
@@ -73,8 +74,8 @@ def suggestion(name: str, known: tuple[str, ...] = KNOWN) -> str:
         >>> suggestion("mnits")
         "; did you mean 'mnist'?"
     """
-    near = difflib.get_close_matches(name.lower().replace("-", ""), known, n=1, cutoff=0.7)
-    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
+    near = nearest(name.lower().replace("-", ""), known, cutoff=0.7)
+    return f"; did you mean {near!r}?" if near and near != name else ""
 
 
 def command(root: pathlib.Path, spec: Spec) -> str:

@@ -4,11 +4,12 @@ import hashlib
 import importlib
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from dessilbi_jax import files
 
 _PIECE = 2**20
 
@@ -80,12 +81,6 @@ def _encoded(tokenizer: Any, file: pathlib.Path, dtype: np.dtype) -> Iterator[np
 def _store(file: pathlib.Path, pieces: Iterator[np.ndarray]) -> None:
     """Writes pieces one after another, all or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            for piece in pieces:
-                stream.write(piece.tobytes())
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with files.new_file(file) as stream:
+        for piece in pieces:
+            stream.write(piece.tobytes())

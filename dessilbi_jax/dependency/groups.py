@@ -10,6 +10,7 @@ import numpy as np
 
 from dessilbi_jax.dependency.axes import DATA
 from dessilbi_jax.dependency.plan import Plan
+from dessilbi_jax.text import columns
 from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths
 
 Place = tuple[str, int]  # a leaf's path and one of its axes
@@ -273,15 +274,7 @@ class ChannelGroups:
                 (s.name, f"{len(s.groups):,}", f"{s.members[0][2]}", listed,
                  f"{s.params:,.0f}", f"{s.flops:,.0f}")
             )  # fmt: skip
-        widths = [max(len(row[k]) for row in rows) for k in range(6)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if k in (1, 2, 4, 5) else cell.ljust(width)
-                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
+        lines = [columns(rows, right={1, 2, 4, 5}, rule=True)]
         everything = np.ones(self.count, bool)
         lines.append(
             f"{self.count:,} groups; {self.params_of(everything):,} parameters and "

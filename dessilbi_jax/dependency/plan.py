@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dessilbi_jax import files
 from dessilbi_jax.tree import find_leaf, leaf_paths
 
 _FORMAT = 1
@@ -219,10 +220,7 @@ class Plan:
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the plan as a JSON file, at once or not at all."""
-        file = Path(file)
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
-        os.replace(part, file)
+        files.write_atomically(Path(file), json.dumps(self.to_json()) + "\n")
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "Plan":

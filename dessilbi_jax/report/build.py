@@ -1,13 +1,11 @@
 """From a run folder to its report: read, build the sections, write the page in one move."""
 
-import os
 from pathlib import Path
 
+from dessilbi_jax import files, run_files
 from dessilbi_jax.report import sections
 from dessilbi_jax.report.page import page
 from dessilbi_jax.report.run import read_run
-
-NAME = "report.html"
 
 
 def render(run_dir: str | Path) -> str:
@@ -36,7 +34,7 @@ def write(run_dir: str | Path) -> Path:
     report is replaced in one move: on any error it stays as it was.
 
     Raises FileNotFoundError where the folder or its config.json is not there, ValueError naming the
-    file that is malformed.
+    file that is malformed, OSError where the report cannot be written.
 
     >>> import json, tempfile
     >>> config = {"preset": "demo", "config": {"nu": 100.0}, "command": "dessilbi train demo",
@@ -46,15 +44,6 @@ def write(run_dir: str | Path) -> Path:
     ...     print(write(folder).name)
     report.html
     """
-    text = render(run_dir)
-    target = Path(run_dir) / NAME
-    temporary = target.with_name(f".{NAME}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    target = Path(run_dir) / run_files.REPORT
+    files.write_atomically(target, render(run_dir))
     return target

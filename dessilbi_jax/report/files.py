@@ -11,20 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from dessilbi_jax.files import read_json
+from dessilbi_jax.run_files import METRIC_NAMES, Record
 from dessilbi_jax.tickets.path import SolutionPath
 
-METRICS = (
-    "step",
-    "epoch",
-    "loss",
-    "learning_rate",
-    "lam",
-    "accuracy",
-    "projected_accuracy",
-    "density",
-    "seconds",
-)
-_REQUIRED = ("step", "epoch")
 _LAYER: Mapping[str, type] = {
     "name": str,
     "shape": list,
@@ -97,21 +87,6 @@ def check_fields(entry: object, fields: Mapping[str, type], where: str) -> dict[
     return entry
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file.
-
-    Raises FileNotFoundError where the file is not there, ValueError where it holds anything but one
-    JSON object; both name the file.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} is not there") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error})") from None
-    return check_fields(value, {}, str(file))
-
-
 def read_result(file: Path) -> dict[str, Any] | None:
     """Returns what `result.json` holds, None while the run has not written it.
 
@@ -142,19 +117,15 @@ def read_result(file: Path) -> dict[str, Any] | None:
     return result
 
 
-def _read_record(line: str, where: str) -> dict[str, float]:
+def _read_record(line: str, where: str) -> Record:
     try:
-        record = json.loads(line)
+        value = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not valid JSON ({error})") from None
-    check_fields(record, dict.fromkeys(_REQUIRED, float), where)
-    if not all(np.isfinite(record[name]) for name in _REQUIRED):
-        raise ValueError(f"{where}: {' and '.join(_REQUIRED)} should be finite")
-    for name in METRICS:
-        value = record.get(name)
-        if value is not None and not _is_number(value):
-            raise ValueError(f"{where}: {name!r} should be a number or null, got {value!r}")
-    return {n: np.nan if record.get(n) is None else float(record[n]) for n in METRICS}
+    try:
+        return Record.from_json(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def read_metrics(file: Path) -> dict[str, np.ndarray]:
@@ -164,7 +135,7 @@ def read_metrics(file: Path) -> dict[str, np.ndarray]:
     (a run resumed from an earlier checkpoint), the later records replace those they repeat. A file
     that is not there counts as one without records. Raises ValueError naming file and line.
     """
-    records: list[dict[str, float]] = []
+    records: list[Record] = []
     try:
         text = file.read_text(encoding="utf-8") if file.exists() else ""
     except UnicodeDecodeError as error:
@@ -174,10 +145,13 @@ def read_metrics(file: Path) -> dict[str, np.ndarray]:
         if not line.strip():
             continue
         record = _read_record(line, f"{file}, line {number},")
-        while records and records[-1]["step"] >= record["step"]:
+        while records and records[-1].step >= record.step:
             records.pop()
         records.append(record)
-    return {name: np.array([r[name] for r in records], dtype=np.float64) for name in METRICS}
+    return {
+        name: np.array([record.number(name) for record in records], dtype=np.float64)
+        for name in METRIC_NAMES
+    }
 
 
 def read_norms(file: Path) -> Norms | None:

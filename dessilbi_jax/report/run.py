@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from dessilbi_jax import run_files
+from dessilbi_jax.files import read_json
 from dessilbi_jax.report.files import (
     Norms,
-    read_json,
     read_metrics,
     read_norms,
     read_path,
@@ -155,22 +156,22 @@ def read_run(folder: str | Path) -> Run:
         raise FileNotFoundError(
             f"{folder} is not a folder: expected one that `dessilbi train` wrote"
         )
-    file = folder / "config.json"
+    file = folder / run_files.CONFIG
     if not file.exists():
         raise FileNotFoundError(
-            f"{folder} holds no config.json: expected a folder that `dessilbi train` wrote"
+            f"{folder} holds no {file.name}: expected a folder that `dessilbi train` wrote"
         )
     config = read_json(file)
     for name in ("config", "versions", "machine"):
         if not isinstance(config.get(name), dict):
             raise ValueError(f"{file}: {name!r} should be a JSON object, got {config.get(name)!r}")
-    path, notes = read_path(folder / "path.npz")
+    path, notes = read_path(folder / run_files.PATH)
     return Run(
         folder=folder,
         config=config,
-        metrics=read_metrics(folder / "metrics.jsonl"),
+        metrics=read_metrics(folder / run_files.METRICS),
         path=path,
-        norms=read_norms(folder / "norms.npz"),
-        result=read_result(folder / "result.json"),
+        norms=read_norms(folder / run_files.NORMS),
+        result=read_result(folder / run_files.RESULT),
         notes=notes,
     )

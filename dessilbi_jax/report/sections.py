@@ -117,6 +117,14 @@ def curves(run: Run) -> Section:
     )
     empty = "Nothing has been recorded yet: metrics.jsonl holds no records."
     body = _figure_or(plots.curves(run), caption, empty)
+    loss, skipped = run.last("held_out_loss"), run.last("skipped")
+    if math.isfinite(loss):
+        body += paragraph(
+            f"The dense network's loss on held-out data is {number(loss)} at the end."
+        )
+    if skipped > 0:
+        words = f"Steps left out because their loss or gradient was not finite: {count(skipped)}."
+        body += paragraph(words, "note")
     return Section("curves", "Accuracy and density", body)
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dessilbi_jax.report.files import check_fields, read_json
+from dessilbi_jax import run_files
+from dessilbi_jax.files import read_json
+from dessilbi_jax.report.files import check_fields
 from dessilbi_jax.report.page import Section, paragraph, settings, table
 from dessilbi_jax.report.run import Run
 from dessilbi_jax.report.text import count, percent, signed
@@ -53,12 +55,12 @@ def read_made(folder: Path) -> Made:
         ValueError: a file is damaged or lacks a field, naming it.
     """
     ticket = None
-    if (folder / "ticket.npz").exists():
-        ticket = Ticket.load(folder / "ticket.npz")
+    if (folder / run_files.TICKET).exists():
+        ticket = Ticket.load(folder / run_files.TICKET)
     found: dict[str, dict[str, Any] | None] = {}
     notes = []
-    for name, fields in (("retrained", _RETRAINED), ("slim", _SLIM)):
-        file = folder / name / "result.json"
+    for name, fields in ((run_files.RETRAINED, _RETRAINED), (run_files.SLIM, _SLIM)):
+        file = folder / name / run_files.RESULT
         found[name] = None
         if not file.exists():
             continue
@@ -68,13 +70,14 @@ def read_made(folder: Path) -> Made:
             found[name] = result
         else:
             notes.append(f"The network in {name} was made from another ticket and is not shown.")
-    if found["retrained"] is not None:
-        file = folder / "retrained" / "result.json"
+    retrained, slim = found[run_files.RETRAINED], found[run_files.SLIM]
+    if retrained is not None:
+        file = folder / run_files.RETRAINED / run_files.RESULT
         for split in ("held_out", "test"):
-            check_fields(found["retrained"][split], {"retrained": float}, f"{file}: {split}")
-    if found["slim"] is not None:
-        _check_slim(found["slim"], str(folder / "slim" / "result.json"))
-    return Made(ticket, found["retrained"], found["slim"], tuple(notes))
+            check_fields(retrained[split], {"retrained": float}, f"{file}: {split}")
+    if slim is not None:
+        _check_slim(slim, str(folder / run_files.SLIM / run_files.RESULT))
+    return Made(ticket, retrained, slim, tuple(notes))
 
 
 def _check_slim(result: dict[str, Any], file: str) -> None:

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dessilbi_jax import files
 from dessilbi_jax.dependency.plan import Plan
 from dessilbi_jax.frameworks import as_network
 from dessilbi_jax.slimming.cut import Slim
@@ -74,23 +74,14 @@ def save_slim(
         text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the card cannot be written as JSON: {error}") from None
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        arrays = {path: np.asarray(leaf) for path, leaf in leaf_paths(network.tree)
-                  if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)}  # fmt: skip
-        tensors.save_file(
-            {path: np.ascontiguousarray(array) for path, array in arrays.items()}, part / PARAMS
-        )
+    arrays = {path: np.ascontiguousarray(leaf) for path, leaf in leaf_paths(network.tree)
+              if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)}  # fmt: skip
+    with files.new_folder(folder) as part:
+        # Not by its save_file, whose errors of the disk are no OSError.
+        (part / PARAMS).write_bytes(tensors.save(arrays))
         small.plan.save(part / PLAN)
         (part / FORWARD).write_bytes(forward)
         (part / CARD).write_text(text + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        os.replace(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def load_slim(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], Plan, dict[str, Any]]:

@@ -7,6 +7,7 @@ from dessilbi_jax.structure.joint import count_groups
 from dessilbi_jax.structure.leaf import LeafGroups
 from dessilbi_jax.structure.named import filters
 from dessilbi_jax.structure.rules import StructureLike, resolve
+from dessilbi_jax.text import columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +34,13 @@ class Description:
             table.append(
                 (leaf.path, shape, leaf.spec, f"{leaf.groups:,}", f"{leaf.group_size:,}", shown)
             )
-        widths = [max(len(row[k]) for row in table) for k in range(6)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if k in (3, 4) else cell.ljust(width)
-                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in table
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
         total = sum(leaf.size for leaf in self.rows)
         inside = sum(leaf.size for leaf in self.rows if leaf.counts is not None)
         groups = count_groups(self.rows)
-        lines.append(f"{inside:,} of {total:,} parameters in {groups:,} groups")
-        return "\n".join(lines)
+        return (
+            f"{columns(table, right={3, 4}, rule=True)}\n"
+            f"{inside:,} of {total:,} parameters in {groups:,} groups"
+        )
 
 
 def describe(

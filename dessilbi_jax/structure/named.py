@@ -39,14 +39,21 @@ class Structure:
     the leaf that the rule names, whatever that leaf is called.
 
     Attributes:
-        name: printed name.
+        name: printed name; it decides nothing.
         conv: the meanings (letters of `dhwio`) of the axes that index groups in convolution
             kernels; '*' stands for every axis, None leaves convolutions dense.
         dense: the same for kernels with two axes.
+        other: the same for leaves with any other number of axes, which a rule names: '*' for every
+            axis, '' for none, or None where groups have no meaning there.
         block: lengths of the blocks along (inputs, outputs), or None.
         heads: number of equal pieces the head axis is cut into, or 0.
         inputs: with `heads`, cut the input axis instead of the output axis.
         layout: 'HWIO' or 'OIHW' to override what a leaf's name says.
+        as_stored: take kernels with two axes as matrices, their first axis for the inputs and their
+            second for the outputs, whatever the layout.
+
+    Raises:
+        ValueError: another layout, or letters in `other`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,10 +72,17 @@ class Structure:
     heads: int = 0
     inputs: bool = False
     layout: str | None = None
+    other: str | None = None
+    as_stored: bool = False
 
     def __post_init__(self) -> None:
         if self.layout is not None and self.layout not in _LAYOUTS:
             raise ValueError(f"layout must be one of {sorted(_LAYOUTS)}, got {self.layout!r}")
+        if self.other not in (None, "", "*"):
+            raise ValueError(
+                f"other must be '*' (every axis), '' (none) or None, got {self.other!r}: the axes "
+                "of such leaves have no letters"
+            )
 
     def replace(self, **changes: Any) -> "Structure":
         """A copy with the given attributes changed, for example `layout='OIHW'`."""
@@ -80,25 +94,26 @@ class Structure:
         Raises:
             ValueError: where this structure has no meaning for a leaf of that shape.
         """
-        if self.name == "weights":
-            return shape
-        if self.name == "layers":
-            return (1,) * len(shape)
         if self.heads:
             return self._head_counts(path, shape)
-        layout = self.layout or _NAME_LAYOUT.get(path.rpartition("/")[2], "HWIO")
-        axes = _LAYOUTS[layout].get(len(shape))
-        indexing = self.dense if len(shape) == 2 else self.conv
-        if axes is None or indexing is None:
+        axes = self._axes(path, len(shape))
+        by_rank = {2: self.dense, 4: self.conv, 5: self.conv}
+        indexing = by_rank.get(len(shape), self.other)
+        if indexing is None:
             raise ValueError(f"'{self.name}' has no meaning for {len(shape)} axes")
         if self.block is not None:
             return self._block_counts(axes, shape)
-        if self.name in ("rows", "columns"):  # of the array as it is stored
-            axes = "io"
         return tuple(
             n if "*" in indexing or axis in indexing else 1
             for n, axis in zip(shape, axes, strict=True)
         )
+
+    def _axes(self, path: str, rank: int) -> str:
+        """A letter for each axis of a leaf; '?' where it has none."""
+        layout = self.layout or _NAME_LAYOUT.get(path.rpartition("/")[2], "HWIO")
+        if rank == 2 and self.as_stored:
+            layout = "HWIO"
+        return _LAYOUTS[layout].get(rank, "?" * rank)
 
     def _block_counts(self, axes: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         assert self.block is not None
@@ -112,8 +127,7 @@ class Structure:
         if len(shape) == 3 and self.heads in shape[:2]:  # Flax: (d, n, h) in, (n, h, d) out
             counts[1 if shape[1] == self.heads and not self.inputs else 0] = self.heads
         elif len(shape) == 2:
-            layout = self.layout or _NAME_LAYOUT.get(path.rpartition("/")[2], "HWIO")
-            counts[_LAYOUTS[layout][2].index("i" if self.inputs else "o")] = self.heads
+            counts[self._axes(path, 2).index("i" if self.inputs else "o")] = self.heads
         if any(n % c for n, c in zip(shape, counts, strict=True)) or max(counts) != self.heads:
             raise ValueError(f"{shape} has no axis of {self.heads} heads")
         return tuple(counts)
@@ -146,13 +160,13 @@ class Structure:
 
 
 filters = Structure("filters", conv="o", dense="*")
-weights = Structure("weights", conv="*", dense="*")
+weights = Structure("weights", conv="*", dense="*", other="*")
 neurons = Structure("neurons", conv="o", dense="o")
 input_channels = Structure("input channels", conv="i", dense="i")
 slices = Structure("slices", conv="io", dense="*")
-rows = Structure("rows", conv=None, dense="i")
-columns = Structure("columns", conv=None, dense="o")
-layers = Structure("layers", conv="", dense="")
+rows = Structure("rows", conv=None, dense="i", as_stored=True)
+columns = Structure("columns", conv=None, dense="o", as_stored=True)
+layers = Structure("layers", conv="", dense="", other="")
 
 
 def blocks(shape: tuple[int, int], layout: str | None = None) -> Structure:

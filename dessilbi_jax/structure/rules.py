@@ -86,7 +86,7 @@ class Rules:
         return out
 
 
-def as_structure(structure: StructureLike) -> Any:
+def as_structure(structure: StructureLike) -> Resolves:
     """Turns whatever a user may give as `structure` into an object with `.resolve(params)`.
 
     Raises:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dessilbi_jax.files import read, write
+from dessilbi_jax.text import columns
 from dessilbi_jax.tree import leaf_paths
 
 _KIND = "ticket"
@@ -67,7 +68,6 @@ class Ticket:
         rows = [(p, int(np.sum(self.masks[p])), self.masks[p].size) for p in self.structured]
         table = [("layer", "kept", "of", "share")]
         table += [(p, f"{n:,}", f"{of:,}", f"{100 * n / max(of, 1):.3g} %") for p, n, of in rows]
-        wide = [max(len(row[k]) for row in table) for k in range(4)]
         kept, total = sum(n for _, n, _ in rows), sum(of for _, _, of in rows)
         every = sum(mask.size for mask in self.masks.values())
         left = sum(int(np.sum(mask)) for mask in self.masks.values())
@@ -75,9 +75,7 @@ class Ticket:
             f"ticket of step {self.step}: {kept:,} of {total:,} structured weights "
             f"({100 * self.density:.3g} %), {left:,} of {every:,} parameters"
         ]
-        for path, *cells in table:
-            right = [cell.rjust(n) for cell, n in zip(cells, wide[1:], strict=True)]
-            lines.append("  ".join([path.ljust(wide[0]), *right]))
+        lines.append(columns(table, right={1, 2, 3}))
         return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
 
     def mask(self, params: Any) -> Any:

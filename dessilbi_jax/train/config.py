@@ -4,10 +4,10 @@ Nothing heavy is imported here, so that the command can show its help and its pr
 """
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable
 from typing import Any, Literal
+
+from dessilbi_jax.text import near_miss
 
 STRUCTURES = (
     "filters",
@@ -229,17 +229,6 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """
     pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
     return [f"{name}: {a!r}, now {b!r}" for name, a, b in pairs if a != b]
-
-
-def near_miss(name: str, known: Iterable[str]) -> str:
-    """Returns '; did you mean X?' for the known name nearest to `name`, or ''.
-
-    Example:
-        >>> near_miss("lenet30-mnist", ["demo", "lenet300-mnist"])
-        '; did you mean lenet300-mnist?'
-    """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _number(

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import math
+import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 import dessilbi_jax as dl
 from dessilbi_jax import files, report, run_files
+from dessilbi_jax.provenance import versions
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.data_facts import Where
 from dessilbi_jax.train.devices import processes
@@ -197,22 +199,22 @@ def fit(
                 skipped = int(state.skipped)
                 if epoch_ends and skipped - records.skipped(step - per_epoch) == per_epoch:
                     raise diverged(step, "loss of every step of an epoch")
-                line = {
-                    "step": step,
-                    "epoch": step / per_epoch,
-                    "loss": None if math.isnan(loss) else loss,
-                    "learning_rate": float(run.rate(step - 1)),
-                    "lam": outcome.lam_in_force(state),
-                    "accuracy": accuracy,
-                    "held_out_loss": held_loss,
-                    "projected_accuracy": evaluate(projected, state.stats, run.held)[0],
-                    "skipped": skipped,
-                    "seconds": earlier + time.monotonic() - began,
-                }
-                line = records.add(line, state.params, state.opt_state)
+                record = run_files.Record(
+                    step=step,
+                    epoch=step / per_epoch,
+                    loss=None if math.isnan(loss) else loss,
+                    learning_rate=float(run.rate(step - 1)),
+                    lam=outcome.lam_in_force(state),
+                    accuracy=accuracy,
+                    held_out_loss=held_loss,
+                    projected_accuracy=evaluate(projected, state.stats, run.held)[0],
+                    skipped=skipped,
+                    seconds=earlier + time.monotonic() - began,
+                )
+                record = records.add(record, state.params, state.opt_state)
                 training.state = state = state.recorded()
                 if epoch_ends:
-                    progress.epoch(line, config.epochs)
+                    progress.epoch(record.to_json(), config.epochs)
 
             if step == steps or (epoch_ends and _kept(config, step // per_epoch)):
                 save_weights(out, step, state.params, state.stats)
@@ -273,9 +275,9 @@ def _restore(
     out: Path, state: TrainState, feed: Feed, records: Records, devices: Mesh, progress: Progress
 ) -> tuple[TrainState, float]:
     """Returns the state a stopped run goes on from, and the time it had taken by then."""
-    then, now = files.read_json(out / run_files.CONFIG), folder.versions()
+    then, now = files.read_json(out / run_files.CONFIG), versions()
     old = then.get("versions", {})
-    if changed := [f"{k} {old.get(k)}, now {v}" for k, v in now.items() if old.get(k) != v]:
+    if changed := [f"{k} {old.get(k)}, now {v}" for k, v in now.items() if old.get(k, v) != v]:
         progress.note(f"versions have changed ({'; '.join(changed)}): not the same bit for bit")
     if then.get("mesh", describe(devices)) != describe(devices):
         moved = f"{then['mesh']}, now {describe(devices)}"
@@ -308,9 +310,14 @@ def _disk_errors(out: Path) -> Iterator[None]:
         last = newest(out / run_files.CHECKPOINTS)
         then = "go on with --resume" if (out / run_files.CONFIG).exists() else "start it again"
         raise OSError(
-            f"the run cannot be written ({error}); last good checkpoint: {last or 'none yet'}. "
-            f"Make room or give write permission, then {then}"
+            f"the run cannot be written ({_plain(error)}); last good checkpoint: "
+            f"{last or 'none yet'}. Make room or give write permission, then {then}"
         ) from error
+
+
+def _plain(error: OSError) -> OSError:
+    """The same error in the system's own words: what to do is said by who catches it."""
+    return OSError(error.errno, os.strerror(error.errno or 0), error.filename)
 
 
 def _project(params: Any, opt_state: Any) -> Any:

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from dessilbi_jax.train.config import TrainConfig, near_miss
+from dessilbi_jax.text import near_miss
+from dessilbi_jax.train.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

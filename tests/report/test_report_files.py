@@ -1,5 +1,6 @@
 """Runs in progress, files that are damaged or missing, and that nothing half-written stays."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import pytest
 
 from dessilbi_jax import report
 from dessilbi_jax.report.run import read_run
+from dessilbi_jax.run_files import Record
 
 
 def sections(folder):
@@ -111,6 +113,21 @@ def test_metrics_that_are_not_known_are_shown_as_a_dash(make_run):
     assert '<span class="value">–</span>' in sections(folder)["figures"]
 
 
+def test_what_a_run_records_is_what_its_report_knows(make_run):
+    folder = make_run(steps=(1, 20), finished=False)
+    record = Record(20, 1.0, held_out_loss=0.1234567, skipped=3)
+    assert "held-out data is" not in sections(folder)["curves"]  # of a run older than the field
+    assert "Steps left out" not in sections(folder)["curves"]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record.to_json() | {"of a later version": "x"}) + "\n")
+    metrics = read_run(folder).metrics
+    assert list(metrics) == [field.name for field in dataclasses.fields(Record)]
+    assert metrics["held_out_loss"].tolist()[1:] == [0.1234567]
+    body = sections(folder)["curves"]
+    assert "loss on held-out data is 0.1235 at the end" in body
+    assert "loss or gradient was not finite: 3." in body
+
+
 def test_a_line_still_being_written_is_left_out_and_repeated_steps_are_replaced(make_run):
     folder = make_run(finished=False)
     with (folder / "metrics.jsonl").open("a") as file:
@@ -161,9 +178,15 @@ def one_array(folder):
 
 LAYER = {"name": "fc", "shape": [4, 0], "groups": 4, "selected_groups": 1, "density": 0.2}
 DAMAGE = {
-    "config not JSON": (put("config.json", b"{"), r"config\.json is not valid JSON"),
-    "config not text": (put("config.json", b"\xff\xfe"), r"config\.json is not valid JSON"),
-    "config a list": (put("config.json", b"[]"), r"config\.json: expected a JSON object, got list"),
+    "config not JSON": (put("config.json", b"{"), r"config\.json is damaged: it is not valid JSON"),
+    "config not text": (
+        put("config.json", b"\xff\xfe"),
+        r"config\.json is damaged: it is not valid JSON",
+    ),
+    "config a list": (
+        put("config.json", b"[]"),
+        r"config\.json is damaged: expected a JSON object, got list",
+    ),
     "config incomplete": (put("config.json", b"{}"), r"config\.json: 'config' should be a JSON"),
     "machine a string": (change("config.json", machine="x"), r"config\.json: 'machine' should"),
     "record not JSON": (
@@ -200,7 +223,7 @@ DAMAGE = {
         one_array,
         r"norms\.npz is truncated or not a NumPy archive",
     ),
-    "result not JSON": (cut("result.json"), r"result\.json is not valid JSON"),
+    "result not JSON": (cut("result.json"), r"result\.json is damaged: it is not valid JSON"),
     "result incomplete": (put("result.json", b"{}"), r"result\.json: the field 'test_accuracy'"),
     "accuracy a string": (
         change("result.json", test_accuracy="high"),

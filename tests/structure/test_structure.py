@@ -77,6 +77,23 @@ def test_rows_and_columns_are_those_of_the_stored_array():
         assert spec_of(dl.columns, **{leaf: (6, 4)}) == {leaf: (1, 4)}
 
 
+def test_a_printed_name_decides_nothing():
+    kernel = ("k/kernel", (3, 3, 16, 32))
+    assert dl.filters.replace(name="weights").counts(*kernel) == (1, 1, 1, 32)
+    assert dl.filters.replace(name="layers").counts(*kernel) == (1, 1, 1, 32)
+    assert dl.rows.replace(name="matrix rows").counts("k/weight", (4, 6)) == (4, 1)
+    assert dl.columns.replace(name="matrix columns").counts("k/weight", (4, 6)) == (1, 6)
+    for structure, attention in ((dl.weights, (2, 3, 4)), (dl.layers, (1, 1, 1))):
+        renamed = structure.replace(name="mine")
+        assert renamed.counts("k/kernel", (2, 3, 4)) == attention
+        assert renamed.counts(*kernel) == structure.counts(*kernel)
+
+
+def test_leaves_whose_axes_have_no_letters_take_all_or_none_of_them():
+    with pytest.raises(ValueError, match=r"other must be '\*' .*, '' .* or None, got 'o'"):
+        dl.filters.replace(other="o")
+
+
 def test_what_named_structures_leave_dense_and_why():
     params = {
         "fc": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},

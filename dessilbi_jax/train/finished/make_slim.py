@@ -174,7 +174,7 @@ def make_slim(
             for name, variant in variants.items()
         },
         "command": command,
-        "versions": folder.versions(),
+        "versions": provenance.versions(),
         "machine": provenance.machine(),
     }
     with folder.written_at_once(target, overwrite=overwrite, kind=KIND) as part:

@@ -147,7 +147,7 @@ def retrain(
         "steps": int(state.step),
         "seconds": time.monotonic() - began,
         "command": command,
-        "versions": folder.versions(),
+        "versions": provenance.versions(),
         "machine": provenance.machine(),
     }
     with folder.written_at_once(target, overwrite=overwrite, kind=RETRAINED) as part:

@@ -6,16 +6,13 @@ writes. Nothing else is ever deleted.
 
 import contextlib
 import datetime
-import importlib.metadata
-import os
-import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from dessilbi_jax.files import read_json, write_json
-from dessilbi_jax.provenance import machine
+from dessilbi_jax.files import new_folder, read_json, write_json
+from dessilbi_jax.provenance import machine, versions
 from dessilbi_jax.run_files import CONFIG, LOCK, OURS, RESULT, UNFINISHED, WEIGHTS
 from dessilbi_jax.train.config import TrainConfig, differences
 
@@ -161,22 +158,6 @@ def tidy(run: Path) -> None:
             file.unlink()
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions that the numbers of a run depend on.
-
-    Example:
-        >>> sorted(versions())
-        ['dessilbi_jax', 'flax', 'jax', 'optax', 'python']
-    """
-    found = {"python": platform.python_version()}
-    for package in ("jax", "optax", "flax", "dessilbi_jax"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # used from a checkout
-            found[package] = "not installed"
-    return found
-
-
 @contextlib.contextmanager
 def written_at_once(target: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
     """Context that gives a new folder to write to, which becomes `target` at its end.
@@ -190,6 +171,7 @@ def written_at_once(target: Path, *, overwrite: bool, kind: str) -> Iterator[Pat
 
     Raises:
         FileExistsError: `target` is there, and may not be replaced or is something else.
+        OSError: as `files.new_folder`.
 
     Example:
         >>> import tempfile
@@ -200,16 +182,8 @@ def written_at_once(target: Path, *, overwrite: bool, kind: str) -> Iterator[Pat
         ['a', 'text']
     """
     check_target(target, overwrite=overwrite, kind=kind)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
+    with new_folder(target) as part:
         yield part
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(part, target)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def check_target(target: Path, *, overwrite: bool, kind: str) -> None:

@@ -1,5 +1,6 @@
 """What is kept of a run as it goes: metrics.jsonl, path.npz and norms.npz."""
 
+import dataclasses
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import numpy as np
 
 import dessilbi_jax as dl
 from dessilbi_jax import files, run_files
+from dessilbi_jax.run_files import Record
 from dessilbi_jax.train.devices import processes
 from dessilbi_jax.tree import leaf_paths, to_host
 
@@ -42,7 +44,7 @@ class Records:
 
     Attributes:
         path: the solution path.
-        lines: the records as metrics.jsonl has them, one dict each.
+        lines: the records as metrics.jsonl has them.
 
     Args:
         run: the run's folder.
@@ -52,36 +54,34 @@ class Records:
     def __init__(self, run: Path, seed: int) -> None:
         self.run = run
         self.path = dl.SolutionPath()
-        self.lines: list[dict[str, Any]] = []
+        self.lines: list[Record] = []
         self._seed = seed
         self._index: dict[str, np.ndarray] = {}
         self._w: dict[str, list[np.ndarray]] = {}
         self._gamma: dict[str, list[np.ndarray]] = {}
         self._text = b""
 
-    def add(self, line: dict[str, Any], params: Any, opt_state: Any) -> dict[str, Any]:
-        """Adds a record and writes its line; returns the line with its density.
+    def add(self, record: Record, params: Any, opt_state: Any) -> Record:
+        """Adds a record and writes its line; returns it with its density.
 
         Args:
-            line: the fields of a line of metrics.jsonl, without `density`; a `loss` of None where
-                every step since the last record was skipped.
+            record: the record, without `density`.
             params: the parameters at that step.
             opt_state: the optimizer's state at that step.
         """
         names = ("epoch", "loss", "accuracy", "projected_accuracy")
-        numbers = {name: math.nan if line[name] is None else line[name] for name in names}
-        self.path.record(line["step"], opt_state, **numbers)
-        line = {**line, "density": float(self.path.density()[-1])}
+        self.path.record(record.step, opt_state, **{name: record.number(name) for name in names})
+        record = dataclasses.replace(record, density=float(self.path.density()[-1]))
         for name, w, gamma in self._norms(params, opt_state):
             self._w.setdefault(name, []).append(w)
             self._gamma.setdefault(name, []).append(gamma)
-        text = (json.dumps(line, allow_nan=False) + "\n").encode()
+        text = (json.dumps(record.to_json(), allow_nan=False) + "\n").encode()
         if processes.is_first():
             with (self.run / run_files.METRICS).open("ab") as stream:
                 stream.write(text)
         self._text += text
-        self.lines.append(line)
-        return line
+        self.lines.append(record)
+        return record
 
     def _norms(self, params: Any, opt_state: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """Returns name, ‖W_g‖ and ‖Γ_g‖ of the sampled groups of each structured leaf."""
@@ -105,7 +105,7 @@ class Records:
 
     def skipped(self, step: int) -> int:
         """Returns how many steps had been skipped by a step that was recorded, 0 before any."""
-        return next((line["skipped"] for line in self.lines if line["step"] == step), 0)
+        return next((line.skipped or 0 for line in self.lines if line.step == step), 0)
 
     def save(self) -> None:
         """Writes path.npz and norms.npz, each at once or not at all."""
@@ -143,7 +143,7 @@ class Records:
         if not content:
             return
         self._text = content[run_files.METRICS]
-        self.lines = [json.loads(line) for line in self._text.splitlines()]
+        self.lines = [Record.from_json(json.loads(line)) for line in self._text.splitlines()]
         self.path = dl.SolutionPath.load(self.run / run_files.PATH)
         with np.load(io.BytesIO(content[run_files.NORMS]), allow_pickle=False) as arrays:
             for i in range(sum(name.endswith("_name") for name in arrays.files)):

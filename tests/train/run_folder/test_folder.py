@@ -40,7 +40,7 @@ def test_config_json_says_what_was_run_where(run):
     saved = files.read_json(run / "config.json")
     assert (saved["preset"], saved["command"]) == ("demo", "dessilbi train demo")
     assert TrainConfig.from_json(saved["config"]) == folder.read_config(run) == CONFIG
-    assert set(saved["versions"]) == {"python", "jax", "optax", "flax", "dessilbi_jax"}
+    assert set(saved["versions"]) == {"python", "jax", "optax", "flax", "numpy", "dessilbi_jax"}
     assert saved["machine"]["cores"] == os.cpu_count()
     assert saved["machine"]["cpu"]
     assert "T" in saved["started"]

@@ -1,0 +1,60 @@
+"""Text for people: tables in columns, and the name that was probably meant."""
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+
+
+def columns(rows: Sequence[Sequence[str]], right: Collection[int], *, rule: bool = False) -> str:
+    """Returns cells in columns of equal width, two spaces apart.
+
+    Args:
+        rows: rows of equally many cells.
+        right: numbers of the columns whose cells stand at the right, from 0.
+        rule: whether a line is drawn under the first row.
+
+    Raises:
+        ValueError: rows of unequal length.
+
+    Example:
+        >>> print(columns([("layer", "kept"), ("fc1/kernel", "7")], right={1}, rule=True))
+        layer       kept
+        ----------------
+        fc1/kernel     7
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if k in right else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if rule:
+        lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Returns the known name most like `name`, None where none is alike.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        cutoff: how alike they must be, from 0 (anything) to 1 (equal).
+
+    Example:
+        >>> nearest("mnits", ["cifar10", "mnist"])
+        'mnist'
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """Returns '; did you mean X?' for the known name nearest to `name`, or ''.
+
+    Example:
+        >>> near_miss("lenet30-mnist", ["demo", "lenet300-mnist"])
+        '; did you mean lenet300-mnist?'
+    """
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
