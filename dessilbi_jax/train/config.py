@@ -92,7 +92,7 @@ class TrainConfig:
     Example:
         >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=2)
         >>> config.nu, config.lam, config.density
-        (100.0, 'auto', 0.05)
+        (20.0, 'auto', 0.05)
         >>> TrainConfig(network="lenet300", dataset="digits", epochs=2, nu=-1.0)
         Traceback (most recent call last):
         ...

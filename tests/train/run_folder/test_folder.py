@@ -100,8 +100,8 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_resume_goes_on_with_the_same_configuration_only(run):
     assert check(run, resume=True) == "resume"
-    other = dataclasses.replace(CONFIG, nu=20.0, epochs=5)
-    with pytest.raises(ValueError, match=r"epochs: 2, now 5; nu: 100\.0, now 20\.0\. Resume it"):
+    other = dataclasses.replace(CONFIG, nu=50.0, epochs=5)
+    with pytest.raises(ValueError, match=r"epochs: 2, now 5; nu: 20\.0, now 50\.0\. Resume it"):
         check(run, other, resume=True)
     (run / "result.json").write_text("{}")
     assert check(run, resume=True) == "finished"
