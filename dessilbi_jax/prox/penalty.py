@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dessilbi_jax.prox.norms import group_norms
-from dessilbi_jax.prox.shrink import Shrink, soft_threshold
-from dessilbi_jax.structure.joint import group_sizes
+from dessilbi_jax.prox.shrink import Shrink, apply_shrink, soft_threshold
+from dessilbi_jax.structure.joint import firsts, group_sizes
 from dessilbi_jax.structure.leaf import LeafGroups
 
 
@@ -65,6 +65,40 @@ class Penalty:
             kappa: κ > 0.
         """
         return shrink_all([leaf], [self], [v], [lam], kappa)[0]
+
+    def prox(
+        self, v: jax.Array, leaf: LeafGroups, lam: jax.Array | float, kappa: jax.Array | float = 1.0
+    ) -> jax.Array:
+        """argmin_Γ ‖Γ − κV‖²/2 + κΩ_λ(Γ) for one leaf, which is Γ of V.
+
+        Arguments are those of `shrink`.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from dessilbi_jax.prox.penalty import elastic_net
+            >>> from dessilbi_jax.structure.leaf import LeafGroups
+            >>> elastic_net(1.0).prox(jnp.array([3.0, -0.5]), LeafGroups("w", (2,), (2,)), 1.0)
+            Array([1., 0.], dtype=float32)
+        """
+        return apply_shrink(v, self.shrink(v, leaf, jnp.asarray(lam), kappa))
+
+    def value(self, gamma: jax.Array, leaf: LeafGroups, lam: jax.Array | float) -> jax.Array:
+        """Ω_λ(Γ) of one leaf, a scalar.
+
+        Args:
+            gamma: Γ of the leaf.
+            leaf: its groups.
+            lam: λ ≥ 0.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from dessilbi_jax.prox.penalty import group_lasso
+            >>> from dessilbi_jax.structure.leaf import LeafGroups
+            >>> column = LeafGroups("w", (2, 1), (1, 1))
+            >>> float(group_lasso().value(jnp.array([[3.0], [4.0]]), column, 2.0))
+            10.0
+        """
+        return total_value([leaf], [self], [gamma], [lam])
 
 
 def shrink_all(
@@ -117,6 +151,33 @@ def shrink_all(
         threshold = jnp.broadcast_to(penalty.mix * lam, ones) if penalty.mix else nothing
         out.append(Shrink(strength, threshold, scale))
     return out
+
+
+def total_value(
+    leaves: Sequence[LeafGroups],
+    penalties: Sequence[Penalty],
+    gamma: Sequence[jax.Array],
+    lams: Sequence[Any],
+) -> jax.Array:
+    """Ω_λ(Γ) summed over several leaves; a group that spans leaves counts once.
+
+    Args:
+        leaves, penalties, gamma, lams: the groups, Ω, Γ and λ of each (structured) leaf; members
+            of one joint group have the same penalty and λ.
+    """
+    joint = [leaf.joint for leaf in leaves]
+    norms = group_norms([leaf.counts or () for leaf in leaves], joint, gamma)
+    sizes, once = group_sizes(leaves), firsts(joint)
+    total = jnp.zeros([], jnp.result_type(*(jnp.real(x).dtype for x in gamma)))
+    for i, (x, lam, penalty) in enumerate(zip(gamma, lams, penalties, strict=True)):
+        modulus = jnp.abs(x)
+        weight = _sqrt(sizes[i], norms[i].dtype) if penalty.sqrt_size else 1.0
+        each = weight * norms[i]
+        first = once[i]
+        each = each if first is None else jnp.where(first.reshape(each.shape), each, 0)
+        total += lam * (penalty.mix * jnp.sum(modulus) + (1 - penalty.mix) * jnp.sum(each))
+        total += penalty.mu / 2 * jnp.sum(modulus**2)
+    return total
 
 
 def _sqrt(size: Any, dtype: Any) -> Any:

@@ -134,3 +134,26 @@ def test_diagnosis_counts_what_was_not_finite():
     _, state = tx.update(params, tx.init(params), params)
     found = dl.diagnose(lambda p: jnp.float32(0), params, state, learning_rate=0.1)
     assert any("1 entries of W were not finite" in w for w in found.warnings)
+
+
+@pytest.mark.parametrize(
+    "penalty", [dl.group_lasso(), dl.elastic_net(0.5), dl.sparse_group_lasso(0.3)], ids=str
+)
+def test_the_lyapunov_value_is_its_formula(penalty):
+    """With Ω from the penalty itself, which `diagnose` recovers from what the state holds."""
+    loss, params = quadratic()
+    rate, kappa, nu, lam = 0.1, 2.0, 2.0, 0.02
+    tx = dl.dessilbi(rate, kappa, nu, lam, dl.columns, penalty=penalty)
+    state = tx.init(params)
+    for _ in range(12):
+        before = state
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    gamma = dl.gamma(state)["kernel"]
+    assert int(jnp.sum(gamma != 0)) > 0
+    g = dl.get_state(before).v["kernel"] - dl.gamma(before)["kernel"] / kappa
+    (leaf,) = dl.columns.resolve(params)
+    augmented = loss(params) + jnp.sum((params["kernel"] - gamma) ** 2) / (2 * nu)
+    expected = rate / kappa * augmented + penalty.value(gamma, leaf, lam) - jnp.sum(gamma * g)
+    found = dl.diagnose(loss, params, state, before, learning_rate=rate, nu=nu, kappa=kappa)
+    assert found.lyapunov == pytest.approx(float(expected), rel=1e-4)

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 import dessilbi_jax as dl
 from dessilbi_jax.prox.norms import expand, group_norm, group_sum
-from dessilbi_jax.prox.penalty import Penalty
+from dessilbi_jax.prox.penalty import Penalty, total_value
 from dessilbi_jax.prox.shrink import apply_shrink, group_soft_threshold, select, soft_threshold
 from dessilbi_jax.structure.leaf import LeafGroups
 
@@ -155,6 +155,25 @@ def test_gamma_is_the_minimiser(grid, data):
             moved = objective(gamma + step, v, counts, lam, kappa, penalty)
             growth = 0.5 * (1 + kappa * penalty.mu) * np.sum(step**2)
             assert moved >= least + growth - 1e-11 * (1 + abs(least)), name
+
+
+@every_grid
+@every_penalty
+def test_value_and_prox_are_the_penalty_written_out(grid, penalty):
+    shape, counts = GRIDS[grid]
+    leaf, chosen = leaf_groups(grid), PENALTIES[penalty]
+    v = np.random.default_rng(5).normal(size=shape)
+    with jax.enable_x64(True):
+        gamma = np.asarray(chosen.prox(jnp.asarray(v), leaf, 0.4, 1.7))
+        np.testing.assert_allclose(gamma, naive_gamma(v, counts, 0.4, 1.7, chosen), rtol=1e-12)
+        got = float(chosen.value(jnp.asarray(v), leaf, 0.4))
+    assert got == pytest.approx(omega(v, counts, 0.4, chosen), rel=1e-12)
+
+
+def test_the_value_counts_a_group_that_spans_leaves_once():
+    leaves = [LeafGroups(name, (2,), (2,), joint=(0, 1)) for name in ("scale", "bias")]
+    each = [jnp.array([3.0, 0.0]), jnp.array([4.0, 2.0])]
+    assert float(total_value(leaves, [Penalty()] * 2, each, [2.0] * 2)) == 2 * (5 + 2)
 
 
 @every_penalty
