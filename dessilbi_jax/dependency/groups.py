@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from dessilbi_jax.dependency.axes import DATA
 from dessilbi_jax.dependency.plan import Plan
+from dessilbi_jax.dependency.reasons import Reason, Why
 from dessilbi_jax.text import columns
 from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths
 
@@ -59,7 +59,8 @@ class ChannelGroups:
         shapes: shape of each leaf by its path.
         numbers: by (path, axis): the group of each position, −1 where it cannot be removed.
         reads: the (path, axis) that the leaf sums over: removed with the group, but not its maker.
-        reasons: by (path, axis): why it, or some of it, cannot be removed.
+        reasons: by (path, axis): why it, or some of it, cannot be removed; `str` of it is the
+            message, `reason` the `Reason`.
         unknown: (primitive, source line) of what could not be followed.
         costs: (factor, axes) of each product and convolution; an axis is its length or, where it
             can shrink, the group of each position.
@@ -68,7 +69,7 @@ class ChannelGroups:
     shapes: Mapping[str, tuple[int, ...]]
     numbers: Mapping[Place, np.ndarray]
     reads: frozenset[Place]
-    reasons: Mapping[Place, str]
+    reasons: Mapping[Place, Why]
     unknown: tuple[tuple[str, str], ...]
     costs: tuple[tuple[int, tuple[Any, ...]], ...]
 
@@ -280,7 +281,7 @@ class ChannelGroups:
             f"{self.count:,} groups; {self.params_of(everything):,} parameters and "
             f"{self.flops_of(everything):,} FLOPs in all"
         )
-        told = {place: why for place, why in self.reasons.items() if why != DATA}
+        told = {place: why for place, why in self.reasons.items() if why.reason is not Reason.DATA}
         if told:
             lines += ["", "not removable:"]
             lines += [f"  {path} axis {axis}: {why}" for (path, axis), why in told.items()]
