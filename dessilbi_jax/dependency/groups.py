@@ -198,7 +198,11 @@ class ChannelGroups:
         """
         if not isinstance(round_to, int) or round_to < 1:
             raise ValueError(f"round_to must be a positive integer, got {round_to!r}")
-        kept = self.kept(masks)
+        return self.plan_of(self._rounded(self.kept(masks), round_to, params))
+
+    def _rounded(self, kept: np.ndarray, round_to: int, params: Any) -> np.ndarray:
+        """A choice of groups with more of them, so that widths are multiples of `round_to`."""
+        kept = kept.copy()
         norms = self._norms(params)
         for each in self.sets:
             stay = kept[each.groups]
@@ -214,6 +218,17 @@ class ChannelGroups:
             out = each.groups[~stay]
             order = np.argsort(-norms[out], kind="stable")
             kept[out[order[: want - int(stay.sum())]]] = True
+        return kept
+
+    def plan_of(self, kept: np.ndarray) -> Plan:
+        """The plan that keeps a choice of groups and all that belongs to none.
+
+        Args:
+            kept: by group, whether it stays.
+
+        Raises:
+            ValueError: nothing would be left along an axis.
+        """
         keep: dict[str, dict[int, tuple[int, ...]]] = {}
         for (path, axis), numbers in self.numbers.items():
             alive = np.append(kept, True)[numbers]

@@ -2,7 +2,7 @@
 
 `SolutionPath` records a run; `Ticket` is the support of one moment or size, with card and file;
 `GroupMasks` is the form in which it is held, `masks` what is done with it in training;
-`TicketMonitor` says when a ticket is ready; `toolbox` has the calls of the authors' PyTorch toolbox.
+`TicketMonitor` says when a ticket is ready; `toolbox` has the calls of the authors' toolbox.
 """
 
 from dessilbi_jax.tickets import toolbox

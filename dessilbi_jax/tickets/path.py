@@ -146,7 +146,7 @@ class SolutionPath:
         sizes = np.array([math.prod(self.shapes[path]) for path in self.groups], float)
         by_layer = list(self.layer_density().values())
         kept: np.ndarray = np.sum(np.array(by_layer) * sizes[:, None], axis=0)
-        return kept / max(sizes.sum(), 1)
+        return kept / max(float(sizes.sum()), 1.0)
 
     def layer_density(self) -> dict[str, np.ndarray]:
         """By leaf path: selected elements over its elements, one float a record."""

@@ -327,5 +327,5 @@ def _orthogonal(draw: np.ndarray, others: np.ndarray) -> np.ndarray:
     free = draw[:room] - draw[:room] @ directions.T @ directions
     out[:room] = np.linalg.qr(free.T).Q.T
     out[:room] -= out[:room] @ directions.T @ directions  # what rounding left
-    length: np.ndarray = np.linalg.norm(out, axis=1, keepdims=True)
-    return out / length
+    unit: np.ndarray = out / np.linalg.norm(out, axis=1, keepdims=True)
+    return unit
