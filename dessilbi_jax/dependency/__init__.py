@@ -8,6 +8,7 @@ plans of what stays (`Plan`). Nothing here knows of optimizers or tickets.
 
 from dessilbi_jax.dependency.groups import ChannelGroups, ChannelSet
 from dessilbi_jax.dependency.plan import Plan
+from dessilbi_jax.dependency.reasons import Reason, Why
 from dessilbi_jax.dependency.structure import Channels, channels
 from dessilbi_jax.dependency.trace import channel_groups
 
@@ -16,6 +17,8 @@ __all__ = [
     "ChannelSet",
     "Channels",
     "Plan",
+    "Reason",
+    "Why",
     "channel_groups",
     "channels",
 ]

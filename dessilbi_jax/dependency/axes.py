@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dessilbi_jax.dependency.reasons import DATA, Reason, Why
+
 Atoms = np.ndarray  # int64, in any shape
 
 
@@ -19,7 +21,7 @@ class Partition:
     def __init__(self) -> None:
         self._parent = np.zeros(1024, np.int64)
         self._size = 0
-        self._pinned: dict[int, str] = {}
+        self._pinned: dict[int, Why] = {}
 
     def fresh(self, count: int) -> Atoms:
         """New atoms, each a class of its own."""
@@ -32,7 +34,7 @@ class Partition:
 
     def find(self, atoms: Atoms) -> Atoms:
         """The representative of each atom's class."""
-        root = self._parent[atoms]
+        root: Atoms = self._parent[atoms]
         while True:
             above = self._parent[root]
             if np.array_equal(above, root):
@@ -53,7 +55,7 @@ class Partition:
             if other in self._pinned:
                 self._pinned.setdefault(root, self._pinned.pop(other))
 
-    def pin(self, atoms: Atoms, why: str) -> None:
+    def pin(self, atoms: Atoms, why: Why) -> None:
         """Keeps the classes of these atoms for ever; the first reason is the one that is told."""
         for root in np.unique(self.find(atoms)):
             self._pinned.setdefault(int(root), why)
@@ -62,10 +64,10 @@ class Partition:
         """Whether each atom's class is pinned."""
         return np.isin(self.find(atoms), np.fromiter(self._pinned, np.int64, len(self._pinned)))
 
-    def why(self, atoms: Atoms) -> str:
-        """Why the first pinned of these atoms is pinned."""
+    def why(self, atoms: Atoms) -> Why | None:
+        """Why the first pinned of these atoms is pinned; None where none is."""
         roots = self.find(np.ravel(atoms))
-        return next((self._pinned[int(r)] for r in roots if int(r) in self._pinned), "")
+        return next((self._pinned[int(r)] for r in roots if int(r) in self._pinned), None)
 
 
 class Labels:
@@ -96,7 +98,7 @@ class Axis:
     def __init__(
         self,
         size: int,
-        fixed: str | None = None,
+        fixed: Why | None = None,
         leaf: tuple[str, int] | None = None,
         origins: Sequence["Axis"] = (),
     ) -> None:
@@ -128,7 +130,6 @@ class Axis:
 
 # An axis made by broadcasting: the same for all positions, so it takes the length it is given.
 WILD = Axis(-1)
-DATA = "an axis of the data"  # nothing that a reader would ask about
 
 
 class Axes:
@@ -144,7 +145,7 @@ class Axes:
             shape = [a.size for a in unset]
             Labels(self.partition.fresh(int(np.prod(shape))).reshape(shape), unset)
 
-    def _drop(self, axis: Axis, why: str) -> None:
+    def _drop(self, axis: Axis, why: Why) -> None:
         """Takes one axis from its labels: what lies along it is removed together or not at all."""
         labels = axis.labels
         assert labels is not None
@@ -155,7 +156,7 @@ class Axes:
         labels.axes.pop(at)
         axis.labels, axis.fixed = None, why
 
-    def fix(self, axis: Axis, why: str) -> None:
+    def fix(self, axis: Axis, why: Why) -> None:
         """No position along this axis can be removed."""
         axis = axis.now()
         if axis is WILD or axis.fixed is not None:
@@ -167,7 +168,7 @@ class Axes:
         else:
             self.partition.pin(axis.labels.atoms, why)
 
-    def pin(self, axis: Axis, why: str) -> None:
+    def pin(self, axis: Axis, why: Why) -> None:
         """Nothing that this axis carries can be removed, along whichever axis it lies."""
         axis = axis.now()
         if axis.labels is not None:
@@ -182,7 +183,7 @@ class Axes:
             return False
         return bool(self.partition.pinned(labels.atoms).all())
 
-    def keep_only(self, labels: Labels, axes: Sequence[Axis], why: str) -> None:
+    def keep_only(self, labels: Labels, axes: Sequence[Axis], why: Why) -> None:
         """Leaves the labels on the given axes only."""
         for axis in [a for a in labels.axes if a not in axes]:
             self._drop(axis, why)
@@ -199,9 +200,9 @@ class Axes:
             if np.array_equal(np.broadcast_to(line, roots.shape), roots) and others:
                 uniform.append(at)
         chosen = labels.axes[uniform[0] if uniform else 0]
-        self.keep_only(labels, [chosen], "removed only together with its neighbours, as one block")
+        self.keep_only(labels, [chosen], Why(Reason.ONE_BLOCK))
 
-    def align(self, pairs: Sequence[tuple[Axis, Axis]], why: str) -> None:
+    def align(self, pairs: Sequence[tuple[Axis, Axis]], why: Why) -> None:
         """Makes axes that are laid over each other lose the same positions or none.
 
         Args:
@@ -211,7 +212,7 @@ class Axes:
         while self._align_once([(a.now(), b.now()) for a, b in pairs], why):
             pass
 
-    def _align_once(self, pairs: Sequence[tuple[Axis, Axis]], why: str) -> bool:
+    def _align_once(self, pairs: Sequence[tuple[Axis, Axis]], why: Why) -> bool:
         """One step of `align`; whether another is needed."""
         for a, b in _both(pairs):  # a broadcast axis cannot tell which
             if b is WILD and a.labels is not None and len(a.labels.axes) > 1:
@@ -224,7 +225,7 @@ class Axes:
             if a.fixed is not None and b.fixed is None:
                 if self._all_pinned(b):
                     continue
-                self.fix(b, why if a.fixed == DATA else a.fixed)
+                self.fix(b, why if a.fixed.reason is Reason.DATA else a.fixed)
                 return True
         pairs = [(a, b) for a, b in pairs if a.fixed is None and b.fixed is None]
         partner = dict(_both(pairs))

@@ -12,7 +12,8 @@ import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import Literal
 
-from dessilbi_jax.dependency.axes import DATA, WILD, Axes, Axis, is_open
+from dessilbi_jax.dependency.axes import WILD, Axes, Axis, is_open
+from dessilbi_jax.dependency.reasons import DATA, Reason, Why
 
 
 class Value(NamedTuple):
@@ -89,7 +90,7 @@ class Follower(Axes):
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
-            why = "laid over a constant array of the program, which cannot be cut"
+            why = Why(Reason.CONSTANT)
             env[var] = Value(fixed(np.shape(const), why), False)
         env.update(zip(jaxpr.invars, args, strict=True))
 
@@ -159,7 +160,7 @@ class Follower(Axes):
         return atoms.reshape(groups, -1)
 
     def equal_part(
-        self, axes: Sequence[Axis], at: int, start: int, length: int, why: str
+        self, axes: Sequence[Axis], at: int, start: int, length: int, why: Why
     ) -> list[Axis]:
         """The axes after [start, start + length) has been cut from one of them.
 
@@ -173,8 +174,8 @@ class Follower(Axes):
         labels = axis.labels
         if labels is not None:
             if axis.size % length or start % length:
-                self.fix(axis, f"cut at fixed positions by {why}")
-                new = Axis(length, axis.fixed or f"cut at fixed positions by {why}")
+                self.fix(axis, why)
+                new = Axis(length, axis.fixed or why)
                 return [new if i == at else other for i, other in enumerate(axes)]
             parts = np.moveaxis(labels.atoms, labels.axes.index(axis), 0)
             parts = parts.reshape(-1, length, *parts.shape[1:])
@@ -212,7 +213,7 @@ def shapes(eqn: Any) -> list[tuple[int, ...]]:
     return [tuple(getattr(var.aval, "shape", ())) for var in eqn.outvars]
 
 
-def fixed(shape: Sequence[int], why: str = DATA) -> tuple[Axis, ...]:
+def fixed(shape: Sequence[int], why: Why = DATA) -> tuple[Axis, ...]:
     """Axes that stay, and why."""
     return tuple(Axis(n, why) for n in shape)
 
@@ -220,7 +221,7 @@ def fixed(shape: Sequence[int], why: str = DATA) -> tuple[Axis, ...]:
 def unknown(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     """What cannot be followed pins all that goes into it."""
     touched = [a for v in ins for a in v.axes if a is not WILD and a.fixed is None]
-    why = f"goes into {eqn.primitive.name}, which is not followed, at {self.where(eqn)}"
+    why = Reason.NOT_FOLLOWED.at(eqn.primitive.name, self.where(eqn))
     if touched:
         self.unknown[eqn.primitive.name, self.where(eqn)] = None
     for axis in touched:
@@ -231,13 +232,15 @@ def unknown(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
 
 @primitive(RULES, _RANDOM)
 def _random(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    why = f"random numbers are drawn in its shape at {self.where(eqn)}: trace it in evaluation mode"
+    why = Reason.RANDOM.at(self.where(eqn))
     return [Value(fixed(shape, why), False) for shape in shapes(eqn)]
 
 
 @primitive(RULES, "iota")
 def _iota(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    return [Value(fixed(shape, f"numbered at {self.where(eqn)}"), False) for shape in shapes(eqn)]
+    return [
+        Value(fixed(shape, Reason.NUMBERED.at(self.where(eqn))), False) for shape in shapes(eqn)
+    ]
 
 
 @primitive(RULES, _ELEMENTWISE)
@@ -254,7 +257,7 @@ def elementwise(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     ]
     axes, *others = arrays or [[WILD] * len(shape)]
     for other in others:
-        self.align(list(zip(axes, other, strict=True)), f"combined with data at {self.where(eqn)}")
+        self.align(list(zip(axes, other, strict=True)), Reason.COMBINED.at(self.where(eqn)))
         axes = [(o if a is WILD else a).now() for a, o in zip(axes, other, strict=True)]
     return [Value(tuple(axes), data) for _ in eqn.outvars]
 

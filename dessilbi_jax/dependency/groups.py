@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from dessilbi_jax.dependency.axes import DATA
 from dessilbi_jax.dependency.plan import Plan
+from dessilbi_jax.dependency.reasons import Reason, Why
 from dessilbi_jax.text import columns
 from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths
 
@@ -18,11 +18,15 @@ Place = tuple[str, int]  # a leaf's path and one of its axes
 
 @runtime_checkable
 class Masked(Protocol):
-    """What says which weights stay, as a `Ticket` does."""
+    """What says which groups of weights stay, as a `Ticket` does."""
 
     @property
-    def masks(self) -> Mapping[str, np.ndarray]:
-        """By leaf path, True = kept."""
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every leaf."""
+
+    @property
+    def bits(self) -> Mapping[str, np.ndarray]:
+        """By leaf path, True = kept, over a grid that cuts the leaf into equal groups."""
 
     @property
     def structured(self) -> tuple[str, ...]:
@@ -59,7 +63,8 @@ class ChannelGroups:
         shapes: shape of each leaf by its path.
         numbers: by (path, axis): the group of each position, −1 where it cannot be removed.
         reads: the (path, axis) that the leaf sums over: removed with the group, but not its maker.
-        reasons: by (path, axis): why it, or some of it, cannot be removed.
+        reasons: by (path, axis): why it, or some of it, cannot be removed; `str` of it is the
+            message, `reason` the `Reason`.
         unknown: (primitive, source line) of what could not be followed.
         costs: (factor, axes) of each product and convolution; an axis is its length or, where it
             can shrink, the group of each position.
@@ -68,7 +73,7 @@ class ChannelGroups:
     shapes: Mapping[str, tuple[int, ...]]
     numbers: Mapping[Place, np.ndarray]
     reads: frozenset[Place]
-    reasons: Mapping[Place, str]
+    reasons: Mapping[Place, Why]
     unknown: tuple[tuple[str, str], ...]
     costs: tuple[tuple[int, tuple[Any, ...]], ...]
 
@@ -95,7 +100,7 @@ class ChannelGroups:
         """
         made = np.zeros((2, self.count), np.int64)  # slices of makers and of readers, in all
         gone = np.zeros((2, self.count), np.int64)  # those that are masked
-        masked, structured = _masks(self.shapes, masks)
+        bits, structured = _group_bits(self.shapes, masks)
         for (path, axis), numbers in self.numbers.items():
             read = int((path, axis) in self.reads)
             inside = path in structured
@@ -103,10 +108,10 @@ class ChannelGroups:
                 continue
             np.add.at(made[read], numbers[numbers >= 0], 1)
             if inside:
-                others = tuple(i for i in range(len(self.shapes[path])) if i != axis)
-                dead = ~masked[path].any(axis=others) & (numbers >= 0)
+                dead = ~_alive(bits[path], axis, len(numbers)) & (numbers >= 0)
                 np.add.at(gone[read], numbers[dead], 1)
-        return ~((made > 0) & (made == gone)).any(axis=0)
+        emptied: np.ndarray = ((made > 0) & (made == gone)).any(axis=0)
+        return ~emptied
 
     def kept_by(self, plan: Plan) -> np.ndarray:
         """Which groups stay under a plan.
@@ -193,7 +198,11 @@ class ChannelGroups:
         """
         if not isinstance(round_to, int) or round_to < 1:
             raise ValueError(f"round_to must be a positive integer, got {round_to!r}")
-        kept = self.kept(masks)
+        return self.plan_of(self._rounded(self.kept(masks), round_to, params))
+
+    def _rounded(self, kept: np.ndarray, round_to: int, params: Any) -> np.ndarray:
+        """A choice of groups with more of them, so that widths are multiples of `round_to`."""
+        kept = kept.copy()
         norms = self._norms(params)
         for each in self.sets:
             stay = kept[each.groups]
@@ -209,6 +218,17 @@ class ChannelGroups:
             out = each.groups[~stay]
             order = np.argsort(-norms[out], kind="stable")
             kept[out[order[: want - int(stay.sum())]]] = True
+        return kept
+
+    def plan_of(self, kept: np.ndarray) -> Plan:
+        """The plan that keeps a choice of groups and all that belongs to none.
+
+        Args:
+            kept: by group, whether it stays.
+
+        Raises:
+            ValueError: nothing would be left along an axis.
+        """
         keep: dict[str, dict[int, tuple[int, ...]]] = {}
         for (path, axis), numbers in self.numbers.items():
             alive = np.append(kept, True)[numbers]
@@ -280,7 +300,7 @@ class ChannelGroups:
             f"{self.count:,} groups; {self.params_of(everything):,} parameters and "
             f"{self.flops_of(everything):,} FLOPs in all"
         )
-        told = {place: why for place, why in self.reasons.items() if why != DATA}
+        told = {place: why for place, why in self.reasons.items() if why.reason is not Reason.DATA}
         if told:
             lines += ["", "not removable:"]
             lines += [f"  {path} axis {axis}: {why}" for (path, axis), why in told.items()]
@@ -290,28 +310,38 @@ class ChannelGroups:
         return "\n".join(lines)
 
 
-def _masks(
+def _alive(bits: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Which positions of an axis, of that size, have anything kept."""
+    others = tuple(i for i in range(bits.ndim) if i != axis)
+    return np.repeat(bits.any(axis=others), size // max(bits.shape[axis], 1))
+
+
+def _group_bits(
     shapes: Mapping[str, tuple[int, ...]], masks: Any
 ) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Masks by leaf path, and the leaves that they structure."""
+    """What is kept of each leaf that was structured, over any grid of groups, and these leaves."""
     if masks is None:
         return {}, set()
-    given = masks.masks if isinstance(masks, Masked) else masks
-    pairs: Any = given.items() if isinstance(given, Mapping) else []
+    if isinstance(masks, Masked):
+        for path, shape in masks.shapes.items():
+            _check_fit(path, "bool", tuple(shape), shapes[find_leaf(shapes, path)])
+        whole = {path: np.ones((1,) * len(shape), bool) for path, shape in masks.shapes.items()}
+        kept = {**whole, **masks.bits}
+        bits = {find_leaf(shapes, path): kept[path] for path in masks.structured}
+        return bits, set(bits)
+    pairs: Any = masks.items() if isinstance(masks, Mapping) else []
     if not pairs or not all(isinstance(k, str) and hasattr(m, "shape") for k, m in pairs):
-        pairs = leaf_paths(given)
+        pairs = leaf_paths(masks)
     found: dict[str, np.ndarray] = {}
     for path, mask in pairs:
-        leaf = find_leaf(shapes, path)
-        array = np.asarray(mask)
-        if array.dtype != bool or array.shape != shapes[leaf]:
-            raise ValueError(
-                f"the mask does not fit {path}: got {array.dtype}{list(array.shape)}, expected "
-                f"bool{list(shapes[leaf])}"
-            )
+        leaf, array = find_leaf(shapes, path), np.asarray(mask)
+        _check_fit(path, str(array.dtype), array.shape, shapes[leaf])
         found[leaf] = array
-    if isinstance(masks, Masked):
-        structured = {find_leaf(shapes, path) for path in masks.structured}
-    else:
-        structured = {path for path, mask in found.items() if not mask.all()}
-    return found, structured
+    return found, {path for path, mask in found.items() if not mask.all()}
+
+
+def _check_fit(path: str, dtype: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if dtype != "bool" or shape != expected:
+        raise ValueError(
+            f"the mask does not fit {path}: got {dtype}{list(shape)}, expected bool{list(expected)}"
+        )

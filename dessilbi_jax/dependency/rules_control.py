@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from dessilbi_jax.dependency.axes import DATA, WILD, Axis
+from dessilbi_jax.dependency.axes import WILD, Axis
 from dessilbi_jax.dependency.follower import Follower, Rule, Value, as_now, primitive
+from dessilbi_jax.dependency.reasons import DATA, Reason
 
 RULES: dict[str, Rule] = {}
 
@@ -30,7 +31,7 @@ def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs
     self.times //= times
     for before, after in zip(carry, out, strict=False):
         pairs = [(a, b) for a, b in zip(before.axes, after.axes, strict=True)]
-        self.align(pairs, f"carried through the loop at {self.where(eqn)}")
+        self.align(pairs, Reason.CARRIED.at(self.where(eqn)))
     return [as_now(v) for v in carry], out[len(carry) :]
 
 
@@ -44,7 +45,7 @@ def _scan(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         first, second = sizes[0], sizes[0] + sizes[1]
     xs = []
     for v in ins[second:]:
-        self.fix(v.axes[0], f"scanned over at {self.where(eqn)}")
+        self.fix(v.axes[0], Reason.SCANNED.at(self.where(eqn)))
         xs.append(Value(tuple(a.now() for a in v.axes[1:]), v.data))
     length = p.get("length") or eqn.invars[second].aval.shape[0]
     carry, stacked = _loop(self, p["jaxpr"], ins[:first], ins[first:second], xs, length, eqn)
@@ -77,7 +78,7 @@ def _cond(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     self.costs = before + max(costs, key=lambda c: sum(k.factor for k in c))
     for other in outs[1:]:
         for a, b in zip(outs[0], other, strict=True):
-            self.align(list(zip(a.axes, b.axes, strict=True)), f"one branch at {self.where(eqn)}")
+            self.align(list(zip(a.axes, b.axes, strict=True)), Reason.BRANCH.at(self.where(eqn)))
     return [
         Value(
             tuple(b.now() if a is WILD else a.now() for a, b in zip(v.axes, w.axes, strict=True)),

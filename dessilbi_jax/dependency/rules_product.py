@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dessilbi_jax.dependency.axes import DATA, WILD, Axis, is_open
+from dessilbi_jax.dependency.axes import WILD, Axis, is_open
 from dessilbi_jax.dependency.follower import (
     Follower,
     Rule,
@@ -15,6 +15,7 @@ from dessilbi_jax.dependency.follower import (
     shapes,
     unknown,
 )
+from dessilbi_jax.dependency.reasons import DATA, Reason
 
 RULES: dict[str, Rule] = {}
 _REDUCTIONS = """argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum
@@ -30,11 +31,11 @@ def _gather(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     for at, (axis, taken) in enumerate(zip(table.axes, sizes, strict=True)):
         full = taken == eqn.invars[0].aval.shape[at] and at not in gone
         if not full:
-            self.fix(axis, f"looked up by index at {self.where(eqn)}")
+            self.fix(axis, Reason.LOOKED_UP.at(self.where(eqn)))
         if at not in gone:
             kept.append(axis.now() if full else Axis(taken, DATA))
     for axis in index.axes:
-        self.fix(axis, f"used as an index at {self.where(eqn)}")
+        self.fix(axis, Reason.INDEX.at(self.where(eqn)))
     self.label([a for a in kept if a is not WILD])
     axes, rest = list(fixed(shapes(eqn)[0])), iter(kept)
     for at in dims.offset_dims:
@@ -49,7 +50,7 @@ def _dynamic_slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         ins[0].axes, eqn.invars[0].aval.shape, eqn.params["slice_sizes"], strict=True
     ):
         if taken != n:
-            self.fix(axis, f"looked up by index at {self.where(eqn)}")
+            self.fix(axis, Reason.LOOKED_UP.at(self.where(eqn)))
         axes.append(axis.now() if taken == n else Axis(taken, DATA))
     return [Value(tuple(axes), any(v.data for v in ins))]
 
@@ -63,8 +64,8 @@ def _dynamic_update_slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Va
             pairs.append((a, b))
             continue
         for axis in (a, b):
-            self.fix(axis, f"written by index at {self.where(eqn)}")
-    self.align(pairs, f"written into data at {self.where(eqn)}")
+            self.fix(axis, Reason.WRITTEN_BY_INDEX.at(self.where(eqn)))
+    self.align(pairs, Reason.WRITTEN.at(self.where(eqn)))
     axes = tuple(
         b.now() if a is WILD else a.now() for a, b in zip(target.axes, update.axes, strict=True)
     )
@@ -82,7 +83,7 @@ def _reduce_window(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     for axis, size, step in zip(ins[0].axes, shapes(eqn)[0], steps, strict=True):
         whole = tuple(step) in ((1, 1, (0, 0), 1), (1, 1, [0, 0], 1))
         if not whole:
-            self.fix(axis, f"pooled over at {self.where(eqn)}")
+            self.fix(axis, Reason.POOLED.at(self.where(eqn)))
         axes.append(axis.now() if whole else Axis(size, DATA))
     return [Value(tuple(axes), ins[0].data) for _ in eqn.outvars]
 
@@ -92,7 +93,7 @@ def _dot_general(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
     left, right = ins
     both = left.data and right.data
-    why = f"summed over between two activations at {self.where(eqn)}"
+    why = Reason.ACTIVATIONS_SUMMED.at(self.where(eqn))
     for v, summed in ((left, lc), (right, rc)):
         for axis in (v.axes[i].now() for i in summed):
             labels = axis.labels
@@ -108,8 +109,8 @@ def _dot_general(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     for a, b in pairs[: len(lc)]:
         for axis, partner in ((a, b), (b, a)):
             if partner is WILD:
-                self.fix(axis, f"summed over at {self.where(eqn)}")
-    self.align(pairs, f"multiplied with data at {self.where(eqn)}")
+                self.fix(axis, Reason.SUMMED.at(self.where(eqn)))
+    self.align(pairs, Reason.MULTIPLIED.at(self.where(eqn)))
     lfree = [a.now() for i, a in enumerate(left.axes) if i not in (*lc, *lb)]
     rfree = [a.now() for i, a in enumerate(right.axes) if i not in (*rc, *rb)]
     for free in (lfree, rfree):
@@ -135,12 +136,10 @@ def _convolution(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     batch, channel, *space = dims.lhs_spec
     out, into, *window = dims.rhs_spec
     for axis in (*_at(image, space), *_at(kernel, window)):
-        self.fix(axis, DATA if is_open(axis) else f"convolved over at {self.where(eqn)}")
+        self.fix(axis, DATA if is_open(axis) else Reason.CONVOLVED_OVER.at(self.where(eqn)))
     if groups == 1:
         kernel.axes[into].mark_read()
-        self.align(
-            [(image.axes[channel], kernel.axes[into])], f"convolved with data at {self.where(eqn)}"
-        )
+        self.align([(image.axes[channel], kernel.axes[into])], Reason.CONVOLVED.at(self.where(eqn)))
         self.label([kernel.axes[out].now()])
     else:
         _group(
@@ -171,15 +170,13 @@ def _group(self: Follower, channel: Axis, into: Axis, out: Axis, groups: int, at
     for atoms in ends:
         self.partition.join(atoms, atoms[:1])
     into.mark_read()
-    self.align(
-        [(self.derived(ends[0][:1], [[channel]] * 2)[1], into)], f"convolved with data at {at}"
-    )
+    self.align([(self.derived(ends[0][:1], [[channel]] * 2)[1], into)], Reason.CONVOLVED.at(at))
 
 
 @primitive(RULES, _REDUCTIONS)
 def _reduce(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     gone = eqn.params["axes"]
-    why = f"reduced over, all positions together, by {eqn.primitive.name} at {self.where(eqn)}"
+    why = Reason.REDUCED.at(eqn.primitive.name, self.where(eqn))
     for axis in (ins[0].axes[i] for i in gone):
         self.fix(axis, why)
     return [
@@ -190,20 +187,20 @@ def _reduce(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
 
 @primitive(RULES, "cumlogsumexp cummax cummin cumprod cumsum")
 def _cumulative(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    self.fix(ins[0].axes[eqn.params["axis"]], f"summed along in order at {self.where(eqn)}")
+    self.fix(ins[0].axes[eqn.params["axis"]], Reason.CUMULATED.at(self.where(eqn)))
     return ins
 
 
 @primitive(RULES, "sort")
 def _sort(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     out = elementwise(self, eqn, ins)
-    self.fix(out[0].axes[eqn.params["dimension"]], f"sorted at {self.where(eqn)}")
+    self.fix(out[0].axes[eqn.params["dimension"]], Reason.SORTED.at(self.where(eqn)))
     return out
 
 
 @primitive(RULES, "top_k")
 def _top_k(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     *axes, last = ins[0].axes
-    self.fix(last, f"sorted at {self.where(eqn)}")
+    self.fix(last, Reason.SORTED.at(self.where(eqn)))
     out = (*axes, Axis(shapes(eqn)[0][-1], DATA))
     return [Value(out, ins[0].data)] * 2

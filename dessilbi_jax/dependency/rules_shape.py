@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dessilbi_jax.dependency.axes import DATA, WILD, Axis, Labels, is_open
+from dessilbi_jax.dependency.axes import WILD, Axis, Labels, is_open
 from dessilbi_jax.dependency.follower import Follower, Rule, Value, primitive, shapes, unknown
+from dessilbi_jax.dependency.reasons import DATA, Reason
 
 RULES: dict[str, Rule] = {}
 _LARGEST = 1 << 22  # labels of more positions than this are not followed through a reshape
@@ -75,7 +76,7 @@ def _merge(
         return [WILD] * len(shape)
     if math.prod(sizes) > _LARGEST and any(a is not WILD and a.fixed is None for a in axes):
         for axis in axes:
-            self.pin(axis, f"reshaped together with large axes at {at}")
+            self.pin(axis, Reason.RESHAPED_LARGE.at(at))
     self.label([a for a in axes if a is not WILD])
     atoms = None
     for labels in {id(a.labels): a.labels for a in axes if a.labels is not None}.values():
@@ -84,18 +85,19 @@ def _merge(
             # Merged with data, as in depth to space, they cannot go; the axes outside still can.
             data = any(a is not WILD and a.fixed is not None for a in axes)
             stay = [a for a in labels.axes if a not in axes] if data else inside
-            self.keep_only(labels, stay, f"reshaped at {at}")
+            self.keep_only(labels, stay, Reason.RESHAPED.at(at))
             if data:
                 continue
         if atoms is not None or math.prod(sizes) > _LARGEST:
-            self.partition.pin(labels.atoms, f"merged with another channel axis at {at}")
+            self.partition.pin(labels.atoms, Reason.MERGED.at(at))
             continue
         order = sorted(range(len(inside)), key=lambda i: axes.index(labels.axes[i]))
         full = [n if a in inside else 1 for a, n in zip(axes, sizes, strict=True)]
         atoms = np.broadcast_to(labels.atoms.transpose(order).reshape(full), sizes)
     if atoms is None:
-        reasons = [a.fixed for a in axes if a is not WILD and a.fixed not in (None, DATA)]
-        return [Axis(n, reasons[0] if reasons else DATA) for n in shape]
+        whys = [a.fixed for a in axes if a is not WILD and a.fixed is not None]
+        why = next((why for why in whys if why.reason is not Reason.DATA), DATA)
+        return [Axis(n, why) for n in shape]
     return self.derived(atoms.reshape(shape), [[a for a in axes if a is not WILD]] * len(shape))
 
 
@@ -109,10 +111,11 @@ def _slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         if taken == eqn.invars[0].aval.shape[at]:
             continue
         if step != 1:
-            self.fix(axes[at], f"cut with a stride at {self.where(eqn)}")
+            self.fix(axes[at], Reason.STRIDED.at(self.where(eqn)))
             axes[at] = axes[at] if axes[at] is WILD and taken > 1 else Axis(taken, DATA)
         else:
-            axes = self.equal_part(axes, at, start, taken, f"a slice at {self.where(eqn)}")
+            why = Reason.CUT.at("a slice", self.where(eqn))
+            axes = self.equal_part(axes, at, start, taken, why)
             axes[at] = Axis(1, DATA) if axes[at] is WILD and taken == 1 else axes[at]
     return [Value(tuple(axes), ins[0].data)]
 
@@ -122,7 +125,7 @@ def _split(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     at, start, out = eqn.params["axis"], 0, []
     for size in map(int, eqn.params["sizes"]):
         axes = [a.now() for a in ins[0].axes]
-        axes = self.equal_part(axes, at, start, size, f"a split at {self.where(eqn)}")
+        axes = self.equal_part(axes, at, start, size, Reason.CUT.at("a split", self.where(eqn)))
         out.append(Value(tuple(axes), ins[0].data))
         start += size
     return out
@@ -133,7 +136,7 @@ def _unstack(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     at, out = eqn.params["axis"], []
     for i in range(len(eqn.outvars)):
         axes = [a.now() for a in ins[0].axes]
-        axes = self.equal_part(axes, at, i, 1, f"unstacking at {self.where(eqn)}")
+        axes = self.equal_part(axes, at, i, 1, Reason.CUT.at("unstacking", self.where(eqn)))
         out.append(Value((*axes[:at], *axes[at + 1 :]), ins[0].data))
     return out
 
@@ -143,7 +146,7 @@ def _stack(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     at = eqn.params["axis"]
     axes = list(ins[0].axes)
     for v in ins[1:]:
-        self.align(list(zip(axes, v.axes, strict=True)), f"joined to data at {self.where(eqn)}")
+        self.align(list(zip(axes, v.axes, strict=True)), Reason.JOINED.at(self.where(eqn)))
         axes = [b.now() if a is WILD else a.now() for a, b in zip(axes, v.axes, strict=True)]
     axes.insert(at, Axis(len(ins), DATA))
     return [Value(tuple(axes), any(v.data for v in ins))]
@@ -167,7 +170,7 @@ def _concatenate(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     axes = list(ins[0].axes)
     for v in ins[1:]:
         pairs = [(a, b) for i, (a, b) in enumerate(zip(axes, v.axes, strict=True)) if i != at]
-        self.align(pairs, f"joined to data at {self.where(eqn)}")
+        self.align(pairs, Reason.JOINED.at(self.where(eqn)))
         axes = [b if a is WILD else a.now() for a, b in zip(axes, v.axes, strict=True)]
     sizes = [var.aval.shape[at] for var in eqn.invars]
     axes[at] = _joined(self, [v.axes[at] for v in ins], sizes)
@@ -207,8 +210,8 @@ def _pad(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         if axis is WILD or axis.fixed is not None:
             axes[at] = Axis(size, DATA)
         elif inner or low < 0 or high < 0:
-            self.fix(axis, f"padded at {self.where(eqn)}")
-            axes[at] = Axis(size, f"padded at {self.where(eqn)}")
+            self.fix(axis, Reason.PADDED.at(self.where(eqn)))
+            axes[at] = Axis(size, Reason.PADDED.at(self.where(eqn)))
         else:
             axes[at] = _joined(self, [WILD, axis, WILD], [low, axis.size, high])
     return [Value(tuple(axes), ins[0].data)]

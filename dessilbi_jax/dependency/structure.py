@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dessilbi_jax.dependency.axes import DATA
 from dessilbi_jax.dependency.groups import ChannelGroups
+from dessilbi_jax.dependency.reasons import Reason
 from dessilbi_jax.structure.leaf import LeafGroups
 from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths
 
@@ -59,9 +59,9 @@ class Channels:
             return LeafGroups(
                 path, shape, counts, "channels", joint=tuple(numbers[::block].tolist())
             )
-        reasons = [self.groups.reasons.get((traced, i), "") for i in range(len(shape))]
-        why = next((r for r in reversed(reasons) if r and r != DATA), "makes no channel")
-        return LeafGroups(path, shape, None, reason=why)
+        whys = [self.groups.reasons.get((traced, i)) for i in reversed(range(len(shape)))]
+        told = (str(why) for why in whys if why is not None and why.reason is not Reason.DATA)
+        return LeafGroups(path, shape, None, reason=next(told, "makes no channel"))
 
 
 def _block(numbers: np.ndarray) -> int:

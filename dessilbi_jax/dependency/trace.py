@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from dessilbi_jax.dependency import follower, rules_control, rules_product, rules_shape
-from dessilbi_jax.dependency.axes import DATA, Axis
+from dessilbi_jax.dependency.axes import Axis
 from dessilbi_jax.dependency.follower import Follower, Value
 from dessilbi_jax.dependency.groups import ChannelGroups, Place
+from dessilbi_jax.dependency.reasons import DATA, Reason, Why
 from dessilbi_jax.frameworks import as_network, is_module
 from dessilbi_jax.tree import leaf_paths
 
@@ -80,16 +81,16 @@ def channel_groups(
         for path, leaf in named
     }
     inputs = [
-        Value(tuple(Axis(n, "an input of the network") for n in np.shape(leaf)), True)
+        Value(tuple(Axis(n, Why(Reason.INPUT)) for n in np.shape(leaf)), True)
         for leaf in jax.tree.leaves(example_inputs)
     ]
     outputs = walk.run(closed, [*leaves.values(), *inputs])
     for axis in (a for v in outputs for a in v.axes):
-        walk.pin(axis, "an output of the network")
+        walk.pin(axis, Why(Reason.OUTPUT))
     for path, value in leaves.items():
         for axis in value.axes:
             if any(re.search(pattern, path) for pattern in ignore):
-                walk.pin(axis, "named by ignore")
+                walk.pin(axis, Why(Reason.IGNORED))
     return _result(walk, leaves)
 
 
@@ -134,12 +135,12 @@ def _result(walk: Follower, leaves: Mapping[str, Value]) -> ChannelGroups:
         if (labels := axis.now().labels) is None:
             continue
         roots = partition.find(labels.atoms)
-        partition.pin(roots[~np.isin(roots, made)], "no parameter makes it")
+        partition.pin(roots[~np.isin(roots, made)], Why(Reason.NO_MAKER))
         if (roots == roots[0]).all():
-            partition.pin(roots, "its positions can only go all together")
+            partition.pin(roots, Why(Reason.ALL_TOGETHER))
     number: dict[int, int] = {}
     numbers: dict[Place, np.ndarray] = {}
-    reasons: dict[Place, str] = {}
+    reasons: dict[Place, Why] = {}
 
     def numbered(axis: Axis) -> np.ndarray | int:
         labels = axis.now().labels
@@ -156,10 +157,10 @@ def _result(walk: Follower, leaves: Mapping[str, Value]) -> ChannelGroups:
         if isinstance(found, np.ndarray):
             numbers[place] = found
         labels = axis.now().labels
-        if labels is not None:
-            reasons[place] = partition.why(labels.atoms)
-        else:
-            reasons[place] = axis.now().fixed or "not used"
+        if labels is None:
+            reasons[place] = axis.now().fixed or Why(Reason.UNUSED)
+        elif (why := partition.why(labels.atoms)) is not None:
+            reasons[place] = why
     known = len(number)
     costs = []
     for cost in walk.costs:
@@ -174,7 +175,7 @@ def _result(walk: Follower, leaves: Mapping[str, Value]) -> ChannelGroups:
         {path: tuple(a.size for a in v.axes) for path, v in leaves.items()},
         numbers,
         frozenset(p for p, a in places.items() if a.reads),
-        {place: why for place, why in reasons.items() if why},
+        reasons,
         tuple(walk.unknown),
         tuple(costs),
     )

@@ -1,7 +1,7 @@
 """Cutting a ticket out of a network: parameters, batch statistics and optimizer state together."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from dessilbi_jax.dependency.plan import Plan
 from dessilbi_jax.dependency.trace import channel_groups
 from dessilbi_jax.frameworks import as_network
 from dessilbi_jax.slimming.optimizer_state import _cut_state, _own
+from dessilbi_jax.tree import leaf_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ def slim(
     opt_state: Any = None,
     round_to: int = 1,
     ignore: Sequence[str] = (),
+    groups: ChannelGroups | None = None,
     rebuild: Callable[[Any], Any] | None = None,
     check: bool = True,
 ) -> Slim:
@@ -76,6 +78,9 @@ def slim(
         opt_state: any Optax state over the parameters (momentum, Adam's moments, V and Γ).
         round_to: widths become multiples of it, by keeping some channels that were masked.
         ignore: as for `channel_groups`.
+        groups: the channel groups of this network, where `channel_groups` has traced it already;
+            by default it is traced on the example inputs. `Slim.flops` are then those of the
+            inputs that it was traced on.
         rebuild: makes a smaller network usable where it keeps sizes that the library does not
             know: for a module it is given the cut one and returns the corrected one; for a tree
             it is given the smaller tree and returns the function to use instead of `fn`.
@@ -85,9 +90,11 @@ def slim(
         A `Slim`; its `model` and `opt_state` go on training.
 
     Raises:
-        ValueError: a ticket that does not fit or leaves a layer empty, a plan that would remove
-            what cannot be removed, or a smaller network with other outputs.
-        TypeError: a network that cannot be traced, or that cannot run with smaller arrays.
+        ValueError: a ticket that does not fit or leaves a layer empty, groups of another network,
+            a plan that would remove what cannot be removed, or a smaller network with other
+            outputs.
+        TypeError: a network that cannot be traced, or that cannot run with smaller arrays; `ignore`
+            beside `groups`, which were traced with their own.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -101,7 +108,12 @@ def slim(
         ({'a': (4, 2), 'b': (2, 3)}, 0.0)
     """
     network = as_network(model, fn)
-    groups = channel_groups(network.fn, network.tree, *example_inputs, ignore=ignore)
+    if groups is None:
+        groups = channel_groups(network.fn, network.tree, *example_inputs, ignore=ignore)
+    elif ignore:
+        raise TypeError("ignore= has no use with groups=: give it to dl.channel_groups")
+    else:
+        _check_groups(groups.shapes, network.tree)
     if isinstance(ticket, Plan):
         plan, kept = ticket, groups.kept_by(ticket)
     else:
@@ -133,6 +145,18 @@ def slim(
     )
 
 
+def _check_groups(traced: Mapping[str, tuple[int, ...]], tree: Any) -> None:
+    """Checks that channel groups were traced for a network with these arrays."""
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaf_paths(tree)}
+    for path in [*shapes, *traced]:
+        here, there = (known.get(path, "no such leaf") for known in (shapes, traced))
+        if here != there:
+            raise ValueError(
+                f"groups= are those of another network: of {path} they know {there}, this network "
+                f"has {here}; call dl.channel_groups for it, or leave groups= out"
+            )
+
+
 def _zeroed(leaf: Any, mask: Any) -> Any:
     return leaf if mask.all() else jnp.where(mask, leaf, jnp.zeros_like(leaf))
 
@@ -153,13 +177,14 @@ def _difference(
         raise TypeError(
             f"the network cannot run with smaller arrays: {first} ({type(error).__name__}); {hint}"
         ) from error
+    finfo: Any = jnp.finfo  # which JAX leaves without types
     worst = 0.0
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
         if a.shape != b.shape:
             raise ValueError(f"an output has shape {b.shape} instead of {a.shape}; {hint}")
         tolerance = 1e-5
         if jnp.issubdtype(a.dtype, jnp.inexact):
-            tolerance = max(tolerance, 8 * float(jnp.finfo(a.dtype).eps))
+            tolerance = max(tolerance, 8 * float(finfo(a.dtype).eps))
         x, y = (np.asarray(z).astype(np.complex128) for z in (a, b))
         scale = max(float(np.abs(x).max(initial=0.0)), 1e-30)
         worst = max(worst, float(np.abs(x - y).max(initial=0.0)) / scale)

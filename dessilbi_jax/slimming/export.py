@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dessilbi_jax import files
@@ -75,7 +76,7 @@ def save_slim(
     except (TypeError, ValueError) as error:
         raise ValueError(f"the card cannot be written as JSON: {error}") from None
     arrays = {path: np.ascontiguousarray(leaf) for path, leaf in leaf_paths(network.tree)
-              if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)}  # fmt: skip
+              if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)}  # fmt: skip
     with files.new_folder(folder) as part:
         # Not by its save_file, whose errors of the disk are no OSError.
         (part / PARAMS).write_bytes(tensors.save(arrays))
@@ -124,11 +125,12 @@ def _forward(fn: Callable[..., Any], tree: Any, inputs: Any) -> tuple[bytes, str
     def forward(*inputs: Any) -> Any:
         return fn(tree, *inputs)
 
+    shape_of: Any = jax.ShapeDtypeStruct  # which JAX leaves without types
     export = jax.export.export(jax.jit(forward), platforms=_PLATFORMS)
-    fixed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), inputs)
+    fixed = jax.eval_shape(lambda x: x, inputs)
     if len(lengths) == 1 and lengths != {()}:
         (b,) = jax.export.symbolic_shape("b")
-        any_batch = [jax.ShapeDtypeStruct((b, *np.shape(x)[1:]), x.dtype) for x in leaves]
+        any_batch = [shape_of((b, *np.shape(x)[1:]), x.dtype) for x in leaves]
         try:
             return bytes(export(*jax.tree.unflatten(treedef, any_batch)).serialize()), "any"
         except Exception:  # shapes that the network's code wants as numbers

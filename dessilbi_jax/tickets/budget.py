@@ -22,7 +22,7 @@ class Units(NamedTuple):
     """What can be selected by itself, over all structured leaves; a joint group is one unit.
 
     Attributes:
-        cells: by leaf path, the unit that each cell of its grid belongs to, flat.
+        cells: by leaf path, the unit that each cell of its grid belongs to, in the grid's shape.
         each: by leaf path, the elements of one cell.
         entry: by unit, the record at which it entered, −1 = never.
         rank: by unit, ‖V_g‖/λ at its entry, or at the last record, as the rule has it.
@@ -41,15 +41,8 @@ class Units(NamedTuple):
         return size
 
     def spread(self, kept: np.ndarray) -> dict[str, np.ndarray]:
-        """By leaf path, which cells are kept, from which units are."""
+        """By leaf path, the group bits, from which units are kept."""
         return {path: kept[cells] for path, cells in self.cells.items()}
-
-    def held(self, cells: Mapping[str, np.ndarray]) -> list[int]:
-        """How many units have a cell among those given by leaf, and how many there are."""
-        kept = np.zeros(self.entry.size, bool)
-        for path, chosen in cells.items():
-            kept[self.cells[path][chosen]] = True
-        return [int(kept.sum()), kept.size]
 
     def by_leaf(self, ranked: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By leaf path, its units in the given order and the cells of each in that leaf."""
@@ -74,13 +67,13 @@ def gather(
     total, cells = joint.size, {}
     for path, own in entry.items():
         if path in ties:
-            cells[path] = np.searchsorted(joint, ties[path].ravel())
+            cells[path] = np.searchsorted(joint, ties[path])
         else:
-            cells[path] = np.arange(total, total + own.size)
+            cells[path] = np.arange(total, total + own.size).reshape(own.shape)
             total += own.size
     entries, ranks = np.empty(total, np.int32), np.empty(total, np.float32)
     for path, where in cells.items():
-        entries[where], ranks[where] = entry[path].ravel(), rank[path].ravel()
+        entries[where], ranks[where] = entry[path], rank[path]
     return Units(cells, dict(each), entries, ranks)
 
 

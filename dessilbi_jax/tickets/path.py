@@ -13,8 +13,9 @@ from dessilbi_jax.files import load, previous, read, write
 from dessilbi_jax.optimizer.state import get_state
 from dessilbi_jax.provenance import versions
 from dessilbi_jax.tickets.budget import RULES, Units, check_arguments, choose, gather, request
+from dessilbi_jax.tickets.group_masks import GroupMasks
 from dessilbi_jax.tickets.snapshot import observe
-from dessilbi_jax.tickets.ticket import Ticket, make_ticket, masks_like
+from dessilbi_jax.tickets.ticket import Ticket, make_ticket, masks_like, unpacked
 
 _KIND = "solution path"
 _FORMATS = (1, 2)  # 2 adds groups that span leaves and the strengths at the end
@@ -144,7 +145,8 @@ class SolutionPath:
         """Selected elements over all elements of structured leaves, one float a record."""
         sizes = np.array([math.prod(self.shapes[path]) for path in self.groups], float)
         by_layer = list(self.layer_density().values())
-        return np.sum(np.array(by_layer) * sizes[:, None], axis=0) / max(sizes.sum(), 1)
+        kept: np.ndarray = np.sum(np.array(by_layer) * sizes[:, None], axis=0)
+        return kept / max(float(sizes.sum()), 1.0)
 
     def layer_density(self) -> dict[str, np.ndarray]:
         """By leaf path: selected elements over its elements, one float a record."""
@@ -166,7 +168,8 @@ class SolutionPath:
             ValueError: a step that was not recorded (the nearest one is named), or parameters of
                 another network.
         """
-        masks = self._masks(self._cells_at(self._record_of(step)))
+        kept = self._kept(self._bits_at(self._record_of(step)))
+        masks = {path: np.array(mask) for path, mask in kept.items()}
         return masks if params is None else masks_like(masks, params)
 
     def ticket(
@@ -178,7 +181,7 @@ class SolutionPath:
         density: float | None = None,
         params: int | None = None,
         flops: float | None = None,
-        count: Callable[[dict[str, np.ndarray]], float] | None = None,
+        count: Callable[[Mapping[str, np.ndarray]], float] | None = None,
         per_layer: bool | Mapping[str, float] = False,
         minimum: int = 1,
         rank: Literal["entry", "strength"] = "entry",
@@ -199,7 +202,7 @@ class SolutionPath:
             density: the same over all elements of structured leaves.
             params: parameters left: kept elements and all of dense leaves, or what `count` says.
             flops: operations left, as `count` says.
-            count: for `params` and `flops`: from masks (a dict from leaf path to bool array) to
+            count: for `params` and `flops`: from masks (`GroupMasks`, bool arrays by leaf path) to
                 the number left, such as the `flops` of channel groups; it must not fall when
                 more is kept.
             per_layer: True fills all leaves up to the same share of their elements, as nearly as
@@ -233,8 +236,8 @@ class SolutionPath:
         check_arguments(sizes, count, per_layer, minimum, rank)
         record, units, note = self._record_of(at), self._gathered(rank), ""
         if at is not None:
-            cells = self._cells_at(record)
-            if not any(chosen.any() for chosen in cells.values()):
+            bits = self._bits_at(record)
+            if not any(chosen.any() for chosen in bits.values()):
                 raise ValueError(f"the ticket of step {at} is empty: {self._first_open()}")
         elif not self.ranked:
             raise ValueError(
@@ -245,8 +248,8 @@ class SolutionPath:
             total = sum(map(math.prod, self.shapes.values()))
             left = None if count is None else partial(self._left, count, units)
             kept, note = choose(units, request(sizes, units, total, left), per_layer, minimum)
-            cells = units.spread(kept)
-        masks = self._masks(cells)
+            bits = units.spread(kept)
+        masks = self._kept(bits)
         asked: dict[str, Any] = {name: x for name, x in sizes.items() if x is not None}
         if at is None:
             shares = dict(per_layer) if isinstance(per_layer, Mapping) else per_layer
@@ -255,7 +258,7 @@ class SolutionPath:
             "records": {"number": len(self), "steps": [self._steps[0], self._steps[-1]]},
             "request": asked,
             "rule": "the support of Γ at the step" if at is not None else RULES[rank],
-            "groups": units.held(cells),
+            "groups": list(masks.held()),
             "metrics": {
                 name: values[record]
                 for name, values in self._metrics.items()
@@ -263,7 +266,7 @@ class SolutionPath:
             },
             "versions": versions(),
         }
-        return make_ticket(masks, self._steps[record], tuple(cells), note, card)
+        return make_ticket(masks, self._steps[record], masks.structured, note, card)
 
     def _record_of(self, step: int | None) -> int:
         """The record of a step, by default the last one."""
@@ -287,27 +290,20 @@ class SolutionPath:
             return f"the first recorded step with anything selected is {open_[0]}"
         return "no recorded step has anything selected yet; ask by size, as with density="
 
-    def _cells_at(self, record: int) -> dict[str, np.ndarray]:
-        """By leaf path, which units were selected, flat."""
+    def _bits_at(self, record: int) -> dict[str, np.ndarray]:
+        """By leaf path, which units were selected."""
         return {
-            path: np.unpackbits(bits[record], count=math.prod(self.groups[path])).astype(bool)
-            for path, bits in self._bits.items()
+            path: unpacked(bits[record], self.groups[path]) for path, bits in self._bits.items()
         }
 
-    def _masks(self, cells: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Masks of all leaves; dense ones are all True."""
-        masks = {path: np.ones(shape, bool) for path, shape in self.shapes.items()}
-        for path, chosen in cells.items():
-            mask = chosen.reshape(self.groups[path])
-            for axis, n in enumerate(self.shapes[path]):
-                mask = np.repeat(mask, n // mask.shape[axis], axis=axis)
-            masks[path] = mask
-        return masks
+    def _kept(self, bits: Mapping[str, np.ndarray]) -> GroupMasks:
+        """The support that these bits are."""
+        return GroupMasks(self.shapes, bits, self._ties)
 
     def _left(
-        self, count: Callable[[dict[str, np.ndarray]], float], units: Units, kept: np.ndarray
+        self, count: Callable[[Mapping[str, np.ndarray]], float], units: Units, kept: np.ndarray
     ) -> float:
-        return count(self._masks(units.spread(kept)))
+        return count(self._kept(units.spread(kept)))
 
     def _gathered(self, rank: str) -> Units:
         each = {p: math.prod(self.shapes[p]) // math.prod(self.groups[p]) for p in self.groups}
@@ -378,7 +374,7 @@ class SolutionPath:
                 path._ties[name] = data[f"ties_{i}"]
             entry = np.full(math.prod(units), -1, np.int32)
             for record, row in enumerate(bits):
-                chosen = np.unpackbits(row, count=entry.size).astype(bool)
+                chosen = unpacked(row, entry.shape)
                 entry[chosen & (entry < 0)] = record
             path._entry[name] = entry.reshape(units)
             if f"last_{i}" in data:

@@ -13,10 +13,11 @@ import numpy as np
 
 from dessilbi_jax.files import read, write
 from dessilbi_jax.text import columns
+from dessilbi_jax.tickets.group_masks import GroupMasks
 from dessilbi_jax.tree import leaf_paths
 
 _KIND = "ticket"
-_FORMATS = (1,)
+_FORMATS = (1, 2)  # 2 holds bits by group instead of masks by element
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Ticket:
     `str(ticket)` is a table by layer.
 
     Attributes:
-        masks: bool array of each leaf by its path, True = kept; dense leaves are all True.
+        masks: bool array of each leaf by its path, True = kept; dense leaves are all True. A path
+            gives `GroupMasks`, which make them from group bits; of plain masks, as in tickets
+            made by hand, every element is a group.
         step: step of the newest record that the ticket draws on.
         structured: paths of the leaves that were selected in.
         density: kept elements of the structured leaves over all of theirs.
@@ -64,13 +67,38 @@ class Ticket:
         if self.structured and not any(np.any(self.masks[path]) for path in self.structured):
             raise ValueError("the ticket is empty: it keeps nothing of its structured leaves")
 
+    @property
+    def _groups(self) -> GroupMasks:
+        if isinstance(self.masks, GroupMasks):
+            return self.masks
+        _check_masks(self.masks)
+        return GroupMasks({path: mask.shape for path, mask in self.masks.items()}, self.masks)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every leaf by its path."""
+        return self._groups.shapes
+
+    @property
+    def bits(self) -> Mapping[str, np.ndarray]:
+        """Which groups are kept, by leaf path, in the shape of the grid of groups.
+
+        Leaves that are not named are whole.
+        """
+        return self._groups.bits
+
+    @property
+    def ties(self) -> Mapping[str, np.ndarray]:
+        """Of leaves that share groups with others, the number of each group, as `bits` lie."""
+        return self._groups.ties
+
     def __str__(self) -> str:
-        rows = [(p, int(np.sum(self.masks[p])), self.masks[p].size) for p in self.structured]
+        groups = self._groups
+        rows = [(path, *groups.size(path)) for path in self.structured]
         table = [("layer", "kept", "of", "share")]
         table += [(p, f"{n:,}", f"{of:,}", f"{100 * n / max(of, 1):.3g} %") for p, n, of in rows]
         kept, total = sum(n for _, n, _ in rows), sum(of for _, _, of in rows)
-        every = sum(mask.size for mask in self.masks.values())
-        left = sum(int(np.sum(mask)) for mask in self.masks.values())
+        left, every = map(sum, zip(*map(groups.size, groups), strict=True))
         lines = [
             f"ticket of step {self.step}: {kept:,} of {total:,} structured weights "
             f"({100 * self.density:.3g} %), {left:,} of {every:,} parameters"
@@ -124,35 +152,42 @@ class Ticket:
         _check_fit({p: m for p, m in self.masks.items() if p not in dropped}, {
             p: shape for p, shape in shapes.items() if p not in dropped
         }, "; name it by drop= to leave it dense")  # fmt: skip
-        masks = {
-            path: np.ones(shape, bool) if path in dropped else self.masks[path]
-            for path, shape in shapes.items()
-        }
+        groups = self._groups
+        bits, ties = (
+            {path: x for path, x in known.items() if path not in dropped}
+            for known in (groups.bits, groups.ties)
+        )
         structured = tuple(path for path in self.structured if path not in dropped)
         if not structured:
             raise ValueError("drop leaves nothing of the ticket: all its structured leaves match")
         card = {**self.card, "transferred": {"dropped": sorted(dropped)}}
-        return make_ticket(masks, self.step, structured, self.note, card)
+        return make_ticket(GroupMasks(shapes, bits, ties), self.step, structured, self.note, card)
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Writes one .npz file, at once or not at all: masks at one bit an element, card as JSON.
+        """Writes one .npz file, at once or not at all: one bit a group, the card as JSON.
 
         Raises:
             ValueError: masks that were edited to another dtype, or a card that JSON cannot hold.
         """
-        _check_masks(self.masks)
+        groups = self._groups
+        bits = {p: b for p, b in groups.bits.items() if p in self.structured or not b.all()}
         header = {
             "kind": _KIND,
             "format": _FORMATS[-1],
-            "shapes": {path: list(np.shape(mask)) for path, mask in self.masks.items()},
+            "shapes": {path: list(shape) for path, shape in groups.shapes.items()},
+            "groups": {path: list(b.shape) for path, b in bits.items()},
             "step": int(self.step),
             "structured": list(self.structured),
             "density": float(self.density),
             "note": self.note,
             "card": dict(self.card),
         }
-        masks = enumerate(self.masks.values())
-        write(Path(file), header, {f"mask_{i}": np.packbits(np.asarray(m)) for i, m in masks})
+        arrays = {}
+        for i, (path, kept) in enumerate(bits.items()):
+            arrays[f"bits_{i}"] = np.packbits(kept)
+            if path in groups.ties:
+                arrays[f"ties_{i}"] = groups.ties[path]
+        write(Path(file), header, arrays)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "Ticket":
@@ -167,25 +202,23 @@ class Ticket:
             raise FileNotFoundError(f"no ticket at {file}")
         try:
             header, arrays = read(file, _KIND, _FORMATS)
-            masks = {
-                path: _unpacked(arrays[f"mask_{i}"], tuple(shape))
-                for i, (path, shape) in enumerate(header["shapes"].items())
-            }
             fields = (header[name] for name in ("density", "note", "card"))
-            return cls(masks, header["step"], tuple(header["structured"]), *fields)
+            return cls(
+                _read_masks(header, arrays), header["step"], tuple(header["structured"]), *fields
+            )
         except Exception as error:  # whatever zip, JSON or NumPy make of damaged bytes
             raise ValueError(f"{file} is no readable ticket ({error})") from None
 
 
 def make_ticket(
-    masks: Mapping[str, np.ndarray],
+    masks: GroupMasks,
     step: int,
     structured: tuple[str, ...],
     note: str,
     card: Mapping[str, Any],
 ) -> Ticket:
     """A ticket with its density counted from the masks, and sizes (kept, of) on its card."""
-    size = {path: np.array([np.sum(mask), mask.size]) for path, mask in masks.items()}
+    size = {path: np.array(masks.size(path)) for path in masks}
     kept, of = sum((size[path] for path in structured), np.zeros(2, int)).tolist()
     params = sum(size.values(), np.zeros(2, int)).tolist()
     card = {**card, "weights": [kept, of], "params": params}
@@ -228,7 +261,26 @@ def _check_fit(
             raise ValueError(f"the ticket names {path}, which the parameters lack{advice}")
 
 
-def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _read_masks(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> GroupMasks:
+    """The support in a ticket file of any format."""
+    shapes = {path: tuple(shape) for path, shape in header["shapes"].items()}
+    if header["format"] == 1:  # a mask by element of every leaf
+        masks = {
+            path: unpacked(arrays[f"mask_{i}"], s) for i, (path, s) in enumerate(shapes.items())
+        }
+        return GroupMasks(shapes, masks)
+    grids = {path: tuple(grid) for path, grid in header["groups"].items()}
+    bits = {path: unpacked(arrays[f"bits_{i}"], g) for i, (path, g) in enumerate(grids.items())}
+    ties = {path: arrays[f"ties_{i}"] for i, path in enumerate(grids) if f"ties_{i}" in arrays}
+    return GroupMasks(shapes, bits, ties)
+
+
+def unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `np.packbits` for an array of a known shape.
+
+    Raises:
+        ValueError: bytes of another number or dtype.
+    """
     size = int(np.prod(shape, dtype=np.int64))
     if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
         raise ValueError(f"{bits.shape} bytes of {bits.dtype} are no mask of shape {shape}")

@@ -16,6 +16,7 @@ import optax
 import pytest
 
 import dessilbi_jax as dl
+from dessilbi_jax.dependency import Reason
 
 MODULES = {
     "nnx": networks_nnx,
@@ -371,3 +372,18 @@ def test_networks_of_the_usual_size(build, units):
     groups = dl.channel_groups(fn, params, *inputs)
     assert groups.count == units
     assert not groups.unknown
+
+
+def test_reasons_are_told_apart_by_identity_and_print_as_sentences():
+    """What a reason means is `reason`; the sentence, with its line, is for the reader alone."""
+    case, groups = simple()
+    assert groups.reasons["first/kernel", 0] == Reason.INPUT.at()
+    assert groups.reasons["head/kernel", 1].reason is Reason.OUTPUT
+    assert "head/bias axis 0: an output of the network" in str(groups)
+    dense = {leaf.path: leaf.reason for leaf in dl.channels(groups).resolve(case.params)}
+    assert dense["head/kernel"] == "an output of the network"
+    stopped = networks_plain.STOPPED["fft"]()
+    found = dl.channel_groups(stopped.fn, stopped.params, *stopped.inputs)
+    why = next(w for w in found.reasons.values() if w.reason is Reason.NOT_FOLLOWED)
+    assert why.details[0] == "fft"
+    assert str(why).startswith("goes into fft, which is not followed, at networks_plain.py:")

@@ -1,5 +1,6 @@
 """Slimming the networks of the zoo, with what trains them, and what is said of wrong plans."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -15,6 +16,7 @@ from flax import nnx
 
 import dessilbi_jax as dl
 from dessilbi_jax import models
+from dessilbi_jax.slimming import cut
 from dessilbi_jax.tree import leaf_paths
 
 ZOO = {
@@ -381,6 +383,39 @@ def test_ignored_channels_stay_and_unknown_patterns_are_told():
     assert "named by ignore" in str(groups)
     with pytest.raises(ValueError, match="matches no leaf"):
         dl.channel_groups(model, x, ignore=["fc7"])
+
+
+def test_groups_that_were_traced_are_used_again(monkeypatch):
+    model, x, groups = network("lenet300")
+    masks, kept = random_masks(groups, parts(model)[1], 2)
+    expected = dl.slim(model, masks, x, check=False)
+    monkeypatch.setattr(cut, "channel_groups", lambda *args, **options: pytest.fail("traced"))
+    small = dl.slim(model, masks, x, groups=groups, check=False)
+    assert (small.plan, small.flops) == (expected.plan, expected.flops)
+    np.testing.assert_array_equal(groups.kept_by(small.plan), kept)
+
+
+def test_groups_of_another_network_are_refused():
+    model, x, groups = network("lenet300")
+    masks, _ = random_masks(groups, parts(model)[1], 2)
+    wider = models.build("lenet300", input_shape=(8, 8, 1), widths=(16, 13), classes=4)
+    with pytest.raises(ValueError, match=r"another network: of fc2/bias they know \(13,\), .*12"):
+        dl.slim(model, masks, x, groups=dl.channel_groups(wider, x))
+    few = dataclasses.replace(groups, shapes={"fc1/bias": (16,)})
+    with pytest.raises(ValueError, match="they know no such leaf, this network has"):
+        dl.slim(model, masks, x, groups=few)
+    with pytest.raises(TypeError, match="ignore= has no use with groups="):
+        dl.slim(model, masks, x, groups=groups, ignore=["fc1"])
+    # Of the same shapes, but another function: what is cut has to pass the comparison.
+    tree = {"a": jnp.eye(4), "b": jnp.ones((4, 3))}
+    dead = {"a": np.broadcast_to(np.arange(4) > 0, (4, 4)), "b": np.ones((4, 3), bool)}
+
+    def net(p, x):
+        return jnp.tanh(x @ p["a"]) @ p["b"]
+
+    found = dl.channel_groups(net, tree, jnp.ones((1, 4)))
+    with pytest.raises(ValueError, match="outputs differ from the masked one's"):
+        dl.slim(tree, dead, jnp.ones((1, 4)), fn=lambda p, x: net(p, x) + p["a"].size, groups=found)
 
 
 def test_state_over_a_part_of_the_traced_tree_is_cut_too():

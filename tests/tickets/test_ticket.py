@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import dessilbi_jax as dl
+from dessilbi_jax import files
 
 
 def network():
@@ -451,6 +452,23 @@ def test_the_file_takes_one_bit_an_element_and_no_pickle(tmp_path):
         assert json.loads(str(data["header"]))["shapes"] == {"w": [300, 400]}
 
 
+def test_a_file_of_the_first_format_is_read(tmp_path):
+    """Which held a mask by element of every leaf."""
+    old = ticket(**{"fc/bias": np.array([True, False, True])})
+    header = {
+        "kind": "ticket", "format": 1, "step": 7, "structured": ["fc/kernel"], "density": 2 / 6,
+        "note": "", "card": {"seed": 1},
+        "shapes": {path: list(mask.shape) for path, mask in old.masks.items()},
+    }  # fmt: skip
+    masks = {f"mask_{i}": np.packbits(mask) for i, mask in enumerate(old.masks.values())}
+    files.write(tmp_path / "t.npz", header, masks)
+    loaded = dl.Ticket.load(tmp_path / "t.npz")
+    assert str(loaded) == str(old)
+    assert loaded.card == {"seed": 1}
+    for path, mask in old.masks.items():
+        np.testing.assert_array_equal(loaded.masks[path], mask)
+
+
 def test_damaged_files_and_other_files_are_refused(tmp_path):
     file = tmp_path / "t.npz"
     with pytest.raises(FileNotFoundError, match="no ticket at"):
@@ -471,11 +489,14 @@ def test_damaged_files_and_other_files_are_refused(tmp_path):
         arrays = dict(data)
     header = json.loads(str(arrays["header"]))
     edits = [
-        ({"format": 2}, {}, "format 2, expected 1"),
-        ({"shapes": {**header["shapes"], "fc/kernel": [20, 3]}}, {}, "no mask of shape"),
+        ({"format": 3}, {}, "format 3, expected 2"),
+        ({"groups": {"fc/kernel": [20, 3]}}, {}, "no mask of shape"),
+        ({"shapes": {**header["shapes"], "fc/kernel": [21, 3]}}, {}, "cuts .21, 3. into equal"),
+        ({"shapes": {"fc/bias": [3]}}, {}, "group bits of fc/kernel, which has no shape"),
         ({"structured": ["fc/gone"]}, {}, "no mask of its structured leaf fc/gone"),
-        ({}, {"mask_0": np.ones(6)}, "no mask of shape"),
-        ({}, {"mask_0": np.zeros(1, np.uint8)}, "the ticket is empty"),
+        ({}, {"bits_0": np.ones(6)}, "no mask of shape"),
+        ({}, {"bits_0": np.zeros(1, np.uint8)}, "the ticket is empty"),
+        ({}, {"ties_0": np.zeros(2, np.int32)}, "shared groups of fc/kernel do not fit"),
     ]
     for changed, more, message in edits:
         text = np.array(json.dumps({**header, **changed}))

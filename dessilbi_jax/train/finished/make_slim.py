@@ -112,7 +112,8 @@ def make_slim(
     folder.check_target(target, overwrite=overwrite, kind=KIND)
     trained = load_trained(Path(params_from) if params_from is not None else folder_of_run)
     own = fitted(ticket, trained)
-    masks = closed_masks(own, trained.channels(), trained.params)
+    groups = trained.channels()
+    masks = closed_masks(own, groups, trained.params)
     source = trained.facts.load(data_dir)
     held = on_one_device(trained.facts.split(source)[1], source, trained.config)
     first = next(iter(held))[0]
@@ -122,7 +123,8 @@ def make_slim(
     masked = trained._replace(params=masked_params)
     network = trained.network()
     examples = network.normalise(first[:_EXAMPLES])
-    small = dl.slim(masked.model(), own, examples, round_to=round_to)
+    # Compared once, below, on more than these examples.
+    small = dl.slim(masked.model(), own, examples, groups=groups, round_to=round_to, check=False)
     if not small.plan.keep:
         raise ValueError(_nothing_to_cut(own, trained.config.structure))
     small_network, *arrays = split_network(small.model, trained.facts.mean, trained.facts.std)
@@ -149,7 +151,6 @@ def make_slim(
     test = on_one_device(source.test_part(), source, trained.config)
     big, little = make_evaluate(network), make_evaluate(small_network)
     evaluators = {"dense": big, "masked": big, "slim": little}
-    per_image = [n // len(examples) for n in small.flops]
     result = {
         "kind": KIND,
         "preset": trained.preset,
@@ -166,7 +167,7 @@ def make_slim(
         "networks": {
             name: {
                 "parameters": variant.parameters,
-                "flops": per_image[1 if name == "slim" else 0],
+                "flops": small.flops[1 if name == "slim" else 0],
                 "bytes": variant.bytes,
                 "test_accuracy": evaluators[name](variant.params, variant.stats, test)[0],
                 "latency": {batch: times[name] for batch, times in latency.items()},
@@ -178,7 +179,16 @@ def make_slim(
         "machine": provenance.machine(),
     }
     with folder.written_at_once(target, overwrite=overwrite, kind=KIND) as part:
-        told = ("preset", "config", "data", "ticket", "round_to", "params_from", "from")
+        told = (
+            "preset",
+            "config",
+            "data",
+            "ticket",
+            "round_to",
+            "params_from",
+            "from",
+            "difference",
+        )
         dl.save_slim(
             small,
             part,

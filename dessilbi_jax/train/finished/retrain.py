@@ -13,6 +13,7 @@ from flax import nnx
 
 import dessilbi_jax as dl
 from dessilbi_jax import data, files, models, provenance, run_files
+from dessilbi_jax.dependency import Reason
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.data_facts import DataFacts, Where
 from dessilbi_jax.train.devices.mesh import make_mesh
@@ -163,7 +164,7 @@ def _transferred(
     fresh = facts.build(config)
     groups = trace_channels(fresh)
     reasons = groups.reasons.items()
-    head = sorted({path for (path, _), why in reasons if why == "an output of the network"})
+    head = sorted({path for (path, _), why in reasons if why.reason is Reason.OUTPUT})
     new = begun._replace(config=config, facts=facts)
     network_leaves = dict(leaf_paths(_params(fresh)))
     kept = dict(leaf_paths(begun.params))

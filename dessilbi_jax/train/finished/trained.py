@@ -223,8 +223,7 @@ def closed_masks(ticket: dl.Ticket, groups: dl.ChannelGroups, params: Any) -> An
     kept = groups.kept(ticket)
     if any(not kept[each.groups].any() for each in groups.sets):
         return masks  # a layer without channels: the ticket as it is, nothing can be cut
-    plan = groups.plan(ticket).mask(params)
-    return jax.tree.map(jnp.logical_and, masks, plan)
+    return jax.tree.map(jnp.logical_and, masks, groups.plan_of(kept).mask(params))
 
 
 def counting(groups: dl.ChannelGroups, params: Any) -> dl.ChannelGroups:

@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import json
 import shutil
@@ -11,6 +12,9 @@ from train_runs import CHANNELS, Quiet
 
 import dessilbi_jax as dl
 from dessilbi_jax import data, train
+from dessilbi_jax.dependency import trace
+from dessilbi_jax.slimming import cut
+from dessilbi_jax.train.finished import make_slim
 from dessilbi_jax.train.finished.latency import measure
 from dessilbi_jax.train.finished.trained import load_run, load_trained
 from dessilbi_jax.train.optim import make_optimizer, make_retraining, make_structure
@@ -223,6 +227,26 @@ def test_an_error_on_the_way_leaves_nothing_and_what_was_there_stays(
         train.make_slim(ticket_file, out=target, batches=[1], overwrite=True)
     assert [f.name for f in tmp_path.iterdir()] == ["slim"]
     assert files(target) == files(slimmed)
+
+
+def test_a_network_is_traced_planned_and_compared_once(ticket_file, tmp_path, monkeypatch):
+    calls = collections.Counter()
+
+    def counted(owner, name, what):
+        function = getattr(owner, name)
+
+        def counting(*args, **kwargs):
+            calls[what] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    counted(trace, "_traced", "traced")
+    counted(dl.ChannelGroups, "plan", "planned")
+    for module in (cut, make_slim):  # on the example inputs, and on all held-out images
+        counted(module, "_difference", "compared")
+    train.make_slim(ticket_file, out=tmp_path / "slim", batches=[1])
+    assert calls == {"traced": 1, "planned": 1, "compared": 1}
 
 
 def test_folders_are_replaced_only_if_asked_and_only_ones_of_their_kind(
