@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("words", ["benchmarks --list", "dessilbi_jax train --help"])
+@pytest.mark.parametrize("words", ["benchmarks --list", "dessilbi_jax presets"])
 def test_a_reader_that_has_left_is_no_error(words):
     read, write = os.pipe()
     os.close(read)

@@ -32,7 +32,7 @@ class Partition:
 
     def find(self, atoms: Atoms) -> Atoms:
         """The representative of each atom's class."""
-        root = self._parent[atoms]
+        root: np.ndarray = self._parent[atoms]
         while True:
             above = self._parent[root]
             if np.array_equal(above, root):

@@ -106,7 +106,8 @@ class ChannelGroups:
                 others = tuple(i for i in range(len(self.shapes[path])) if i != axis)
                 dead = ~masked[path].any(axis=others) & (numbers >= 0)
                 np.add.at(gone[read], numbers[dead], 1)
-        return ~((made > 0) & (made == gone)).any(axis=0)
+        empty: np.ndarray = ((made > 0) & (made == gone)).any(axis=0)
+        return ~empty
 
     def kept_by(self, plan: Plan) -> np.ndarray:
         """Which groups stay under a plan.

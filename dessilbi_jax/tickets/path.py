@@ -144,7 +144,9 @@ class SolutionPath:
         """Selected elements over all elements of structured leaves, one float a record."""
         sizes = np.array([math.prod(self.shapes[path]) for path in self.groups], float)
         by_layer = list(self.layer_density().values())
-        return np.sum(np.array(by_layer) * sizes[:, None], axis=0) / max(sizes.sum(), 1)
+        selected = np.sum(np.array(by_layer) * sizes[:, None], axis=0)
+        share: np.ndarray = selected / max(sizes.sum(), 1)
+        return share
 
     def layer_density(self) -> dict[str, np.ndarray]:
         """By leaf path: selected elements over its elements, one float a record."""

@@ -94,7 +94,8 @@ def _entry_epochs(path: SolutionPath, steps_per_epoch: int | None) -> dict[str, 
 def _group_norm(w: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
     cut = [n for size, c in zip(w.shape, counts, strict=True) for n in (c, size // c)]
     square = np.square(np.abs(w).astype(np.float64)).reshape(cut)
-    return np.sqrt(square.sum(axis=tuple(range(1, 2 * w.ndim, 2))))
+    norm: np.ndarray = np.sqrt(square.sum(axis=tuple(range(1, 2 * w.ndim, 2))))
+    return norm
 
 
 def prune_by_percent(
@@ -326,4 +327,5 @@ def _orthogonal(draw: np.ndarray, others: np.ndarray) -> np.ndarray:
     free = draw[:room] - draw[:room] @ directions.T @ directions
     out[:room] = np.linalg.qr(free.T).Q.T
     out[:room] -= out[:room] @ directions.T @ directions  # what rounding left
-    return out / np.linalg.norm(out, axis=1, keepdims=True)
+    normed: np.ndarray = out / np.linalg.norm(out, axis=1, keepdims=True)
+    return normed
