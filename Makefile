@@ -6,13 +6,31 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DESSILBI := $(VENV)/bin/dessilbi
 STAMP := $(VENV)/.ready
+# uv sets up in seconds what takes pip minutes; `make UV=` does without it.
+UV := $(shell command -v uv 2>/dev/null)
+# A pip speaks of newer versions, of root and of every index without a package; errors it still tells.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: demo test lint docs clean
+# The core: its rooms and the ground floor. The files at the top of the package have doctests.
+ROOMS := structure prox optimizer tickets dependency slimming
+CORE := $(addprefix tests/,$(ROOMS)) $(filter-out tests/test_notebooks.py,$(wildcard tests/test_*.py)) \
+	$(addprefix dessilbi_jax/,$(ROOMS)) $(wildcard dessilbi_jax/[!_]*.py) dessilbi_jax/__init__.py
+# In the order of the folders: by default the files with the fewest tests, which are the longest,
+# come last, and one of the two workers is idle.
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-fast lint docs clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version.split()[0])'
+ifneq ($(UV),)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(PY) -e '.[dev]'
+else
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[train,dev]'
+	$(PY) -m pip install -qq -e '.[dev]'
+endif
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -22,10 +40,13 @@ demo: $(STAMP)
 	$(DESSILBI) slim runs/demo/ticket.npz --params-from runs/demo/retrained
 	$(DESSILBI) report runs/demo
 
-# In the order of the folders: by default the files with the fewest tests, which are the longest,
-# come last, and one of the two workers is idle.
+# Everything, with the lines and branches of the package that no test reaches.
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --cov=dessilbi_jax
+
+# The loop while one works on the core.
+test-fast: $(STAMP)
+	$(PYTEST) -m "not slow and not process" $(CORE)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
@@ -37,4 +58,4 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict  # (the theme's note on its future)
 
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .coverage .pytest_cache .mypy_cache .ruff_cache

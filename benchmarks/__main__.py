@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dessilbi_jax.text import until_reader_leaves
+
 HERE = Path(__file__).parent
 
 
@@ -67,4 +69,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(until_reader_leaves(lambda: main(sys.argv[1:])))

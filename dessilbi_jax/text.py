@@ -1,7 +1,9 @@
-"""Text for people: tables in columns, and the name that was probably meant."""
+"""Text for people: tables in columns, the name that was probably meant, and readers that leave."""
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 
 def columns(rows: Sequence[Sequence[str]], right: Collection[int], *, rule: bool = False) -> str:
@@ -58,3 +60,32 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     """
     near = nearest(name, known)
     return f"; did you mean {near}?" if near else ""
+
+
+def until_reader_leaves(run: Callable[[], int]) -> int:
+    """Runs a command whose output may be read by one that ends first, as `head` does.
+
+    Args:
+        run: the command; it prints to standard output and returns its exit code.
+
+    Returns:
+        The exit code of the command, or 1 if the reader of its output has left.
+
+    Raises:
+        Exception: whatever `run` raises, except `BrokenPipeError`.
+
+    Example:
+        >>> until_reader_leaves(lambda: print("a table") or 0)
+        a table
+        0
+    """
+    try:
+        try:
+            return run()
+        finally:
+            sys.stdout.flush()  # here, since the interpreter's own at its exit cannot be caught
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # for what is still in the buffer
+        os.close(nowhere)
+        return 1

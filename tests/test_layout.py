@@ -136,6 +136,7 @@ def test_the_core_imports_three_packages():
     assert third_parties == THIRD_PARTIES_OF_THE_CORE
 
 
+@pytest.mark.process
 def test_importing_the_package_loads_nothing_heavier():
     script = """if True:
         import json, sys

@@ -4,7 +4,6 @@ Every error of the user is one line on standard error and exit code 2; a run tha
 another reason ends with 1, one stopped by a signal with 128 and the signal's number.
 """
 
-import os
 import signal
 import sys
 import warnings
@@ -14,7 +13,7 @@ from typing import TextIO
 from dessilbi_jax.cli import finished as tickets
 from dessilbi_jax.cli import train as commands
 from dessilbi_jax.cli.parser import COMMANDS, make_parser
-from dessilbi_jax.text import near_miss
+from dessilbi_jax.text import near_miss, until_reader_leaves
 from dessilbi_jax.train.devices.allocator import keep_memory
 from dessilbi_jax.train.presets import PRESETS
 
@@ -41,15 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            return _run(words)
+            return until_reader_leaves(lambda: _run(words))
         except KeyboardInterrupt as stop:
             if debug:
                 raise
             _say(str(stop) or "interrupted")
             return 128 + getattr(stop, "signum", signal.SIGINT)
-        except BrokenPipeError:  # the reader of the output has left, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
         except FloatingPointError as error:
             if debug:
                 raise

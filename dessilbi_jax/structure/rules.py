@@ -135,7 +135,7 @@ def resolve(structure: StructureLike, params: Any) -> list[LeafGroups]:
         ValueError: if no leaf at all is structured, or if members of one joint group are given
             different λ or penalties.
     """
-    leaves = as_structure(structure).resolve(params)
+    leaves: list[LeafGroups] = as_structure(structure).resolve(params)
     if leaves and all(leaf.counts is None for leaf in leaves):
         listing = "; ".join(
             f"{leaf.path or '(root)'} {leaf.shape}: {leaf.reason}" for leaf in leaves

@@ -54,6 +54,7 @@ def test_without_a_name_it_says_how_it_is_used(capsys, words, code):
     assert "python -m benchmarks NAME [options]" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_as_a_command():
     words = [sys.executable, "-m", "benchmarks", "kill", "--help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)

@@ -75,6 +75,7 @@ def test_the_advice_about_group_sizes_is_hidden_and_nothing_else(tmp_path, caplo
     assert any("group size" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.process
 def test_neither_the_package_nor_a_cached_set_imports_tfds(tmp_path):
     tiny_sets.prepare(tmp_path)
     data.load("tiny", tmp_path)

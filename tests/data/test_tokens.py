@@ -219,6 +219,7 @@ def test_tokenizers_that_will_not_do(tmp_path, words, monkeypatch):
     assert "tokenizer.json does not exist" in message(FileNotFoundError)
 
 
+@pytest.mark.process
 def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path, text):
     program = (
         "import sys; from dessilbi_jax import data;"

@@ -134,6 +134,7 @@ def assert_close(got, wanted, what):
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * scale, err_msg=what)
 
 
+@pytest.mark.slow
 def test_cut_network_is_the_masked_one(key):
     """Outputs, gradients of what is kept, and one more step of two optimizers."""
     case, groups = case_of(*key), traced(*key)
@@ -299,6 +300,7 @@ NOT_PURE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOT_PURE)
 def test_functions_that_cannot_be_traced(name):
     case, _ = simple()
@@ -347,6 +349,7 @@ def test_rounded_widths():
         assert set(kept_of[0]) <= set(kept_of[1]) or wide == len(each.groups)
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_cut_network():
     """Counted under masks, and counted for the network that was cut: the same number."""
     for kind, name in (("plain", "mobilenet"), ("plain", "transformer"), ("plain", "densenet")):
@@ -358,6 +361,7 @@ def test_flops_are_those_of_the_cut_network():
         assert groups.params(masks) == again.params()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "units"),
     [

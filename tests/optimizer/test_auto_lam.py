@@ -103,6 +103,7 @@ ASKED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASKED)
 def test_density_is_within_a_fifth_of_the_one_asked(name):
     asked, tx = ASKED[name]
@@ -112,6 +113,7 @@ def test_density_is_within_a_fifth_of_the_one_asked(name):
     assert half <= 0.7 * asked, "the path must go from simple to complex"
 
 
+@pytest.mark.slow
 def test_half_of_the_filters():
     structure = dl.filters.replace(dense=None)
     tx = dl.dessilbi(
@@ -122,6 +124,7 @@ def test_half_of_the_filters():
     assert group_density(path, -1) == pytest.approx(0.5, rel=0.2)
 
 
+@pytest.mark.slow
 def test_mixed_structures_are_evened():
     """Filters and single weights both get their share, though their norms differ tenfold."""
     tx = dl.dessilbi(
@@ -134,6 +137,7 @@ def test_mixed_structures_are_evened():
     assert float(scale.max() / scale.min()) > 2
 
 
+@pytest.mark.slow
 def test_what_is_found_is_reported():
     _, tx = ASKED["toolbox, ν = 50, cosine, 5 % of the weights"]
     _, state, path = run(tx)
@@ -144,6 +148,7 @@ def test_what_is_found_is_reported():
     assert path.density()[0] == 0, "Γ is zero before the first estimate"
 
 
+@pytest.mark.slow
 def test_rules_lam_are_relative_weights():
     """A leaf with a larger λ opens less."""
     even = [(r"fc\d/kernel", dl.weights)]

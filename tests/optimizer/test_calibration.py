@@ -12,6 +12,7 @@ import dessilbi_jax as dl
 SETTINGS = {"nu": 100.0, "momentum": 0.9, "variant": "toolbox", "structure": dl.weights}
 
 
+@pytest.mark.slow
 def test_a_probe_predicts_lambda():
     """λ from the first third of a run gives the density asked at the end of another."""
     closed = dl.dessilbi(0.02, lam=1e6, **SETTINGS)
@@ -21,6 +22,7 @@ def test_a_probe_predicts_lambda():
     assert path.density()[-1] == pytest.approx(0.1, rel=0.5)
 
 
+@pytest.mark.slow
 def test_parameters_alone_give_the_order_of_magnitude():
     _, params = small_net()
     guess = dl.calibrate(params, dl.weights, 0.02, STEPS, nu=100.0, density=0.1)
@@ -72,6 +74,7 @@ def test_the_bound_is_the_theorems():
         dl.step_size_bound(loss, params, nu=1.0, iterations=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [dl.weights, dl.columns], ids=["lasso", "groups"])
 @pytest.mark.parametrize("kappa", [1.0, 5.0])
 def test_lyapunov_value_never_rises_below_the_bound(structure, kappa):
@@ -108,6 +111,7 @@ def test_lyapunov_value_never_rises_below_the_bound(structure, kappa):
         assert max(np.diff(values)) > 1e-3 * scale or not np.isfinite(params["kernel"]).all()
 
 
+@pytest.mark.slow
 def test_diagnosis_speaks_plainly():
     _, params = small_net()
 

@@ -13,6 +13,8 @@ from dessilbi_jax import models
 from dessilbi_jax.train.devices.mesh import make_mesh
 from dessilbi_jax.train.step import split_network
 
+pytestmark = pytest.mark.slow
+
 HEADS = [("(query|key|value)/kernel", dl.heads(2)), ("kernel", dl.neurons)]
 COUNTS = 256  # bytes for numbers of entries that are not finite, and for losses
 MESHES = ("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2")

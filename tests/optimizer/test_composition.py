@@ -254,6 +254,7 @@ def test_parameters_and_state_can_be_donated(which, alone, monkeypatch):
         assert_trees_close((params, dl.get_state(state)), (w, dl.get_state(expected)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "alone"), [(OPTIONS, False), (AUTO, True)],
     ids=["number", "auto"],

@@ -22,6 +22,8 @@ from dessilbi_jax.optimizer.kernels import layout
 from dessilbi_jax.structure.leaf import LeafGroups
 from dessilbi_jax.tree import leaf_paths
 
+pytestmark = pytest.mark.slow
+
 # Every kind of group, with odd lengths, from one to five axes.
 LEAVES = {
     "filters": ((3, 3, 5, 20), (-1,)),

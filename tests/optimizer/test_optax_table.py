@@ -137,6 +137,7 @@ def descend(tx, start, loss, steps):
     return jax.jit(lambda c: jax.lax.scan(step, c, length=steps)[0])((start, tx.init(start)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [parabola, rosenbrock])
 def test_converges_with_every_leaf_structured_and_gamma_open(name, target):
     start, end, loss = target()
@@ -209,6 +210,7 @@ def test_map_params_reaches_v_and_gamma_and_nothing_else_of_ours(name):
     assert set(jax.tree.leaves(marked.auto)) <= {"other"}
 
 
+@pytest.mark.slow
 def test_every_leaf_keeps_its_dtype_and_the_state_its_types(name):
     with jax.enable_x64(True):
         dtypes = {kind: jnp.dtype(kind) for kind in ("float16", "bfloat16", "float32", "float64")}
@@ -307,6 +309,7 @@ def test_constant_lam_schedule_is_a_constant():
     assert 0 < opened(one.support) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["toolbox-nesterov-decay", "auto-lean", "wrap-lion-lean", "joint", "freeze"]
 )

@@ -275,6 +275,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG)
 def test_the_references_separate_the_variants(wrong):
     name, transformation = WRONG[wrong]
@@ -373,6 +374,7 @@ def selected(support):
 KERNELS = ("conv1/kernel", "conv2/kernel", "fc1/kernel", "fc2/kernel")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lean", [False, True], ids=["full", "lean"])
 @pytest.mark.parametrize("precision", ["f64", "f32"])
 def test_lenet_with_real_gradients(precision, lean):

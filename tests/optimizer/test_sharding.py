@@ -13,6 +13,8 @@ from trajectories import QUICK, assert_trees_close, gradient, network, opened
 
 import dessilbi_jax as dl
 
+pytestmark = pytest.mark.slow
+
 STEPS = 10
 # One network with every kind of group.
 RULES = [

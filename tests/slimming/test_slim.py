@@ -71,6 +71,7 @@ def merged(a, b):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_every_channel_but_those_of_inputs_and_outputs_is_removable(name):
     model, _, groups = network(name)
@@ -81,6 +82,7 @@ def test_every_channel_but_those_of_inputs_and_outputs_is_removable(name):
     assert not groups.unknown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", ZOO)
 def test_outputs_gradients_and_steps_of_the_small_network_are_those_of_the_masked_one(name, seed):
@@ -117,6 +119,7 @@ def test_outputs_gradients_and_steps_of_the_small_network_are_those_of_the_maske
     chex.assert_trees_all_equal_shapes(s_small, small.opt_state)
 
 
+@pytest.mark.slow
 def test_joint_groups_train_to_a_ticket_that_is_cut_with_its_state_and_trains_on():
     model, x, groups = network("resnet-small")
     graph, params, rest = parts(model)
@@ -155,6 +158,7 @@ def test_joint_groups_train_to_a_ticket_that_is_cut_with_its_state_and_trains_on
     jax.jit(tx.update)(g, smaller, small_params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_to", [4, 8])
 def test_widths_are_rounded_up_by_the_channels_of_largest_norm(round_to):
     model, x, groups = network("vgg-small")
@@ -205,6 +209,7 @@ def test_a_plan_in_torch_layout_cuts_the_same_numbers():
     np.testing.assert_array_equal(got, expected.reshape(18, 2).T)
 
 
+@pytest.mark.process
 def test_a_saved_network_is_read_again_and_runs_without_the_library(tmp_path):
     model, x, groups = network("resnet-small")
     masks, _ = random_masks(groups, merged(*parts(model)[1:]), 2)
@@ -326,6 +331,7 @@ def test_an_input_that_does_not_fit_is_told():
         dl.channel_groups(model, jnp.ones((2, 9, 9, 1)))
 
 
+@pytest.mark.slow
 def test_side_effects_and_shapes_that_depend_on_values_are_told():
     kept, p, x = [], jnp.ones((2, 2)), jnp.ones((1, 2))
 

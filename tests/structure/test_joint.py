@@ -111,6 +111,7 @@ def ties(draw):
     return leaves
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     ties(), st.sampled_from(sorted(PENALTIES)), st.floats(0.3, 3.0), st.sampled_from([1.0, 2.5]),
@@ -145,6 +146,7 @@ def test_gamma_of_random_ties_equals_the_naive_one(leaves, name, lam, kappa, see
         assert count_groups(leaves) == len(groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lean"),
     [("group", False), ("group", True), ("size", True), ("sparse", False), ("net", True)],
@@ -176,6 +178,7 @@ def test_a_run_equals_the_naive_one(name, lean):
         np.testing.assert_array_equal(mask, c != 0)
 
 
+@pytest.mark.slow
 def test_the_members_of_a_group_enter_together():
     run = trajectory(dl.dessilbi(0.1, nu=0.5, lam=2.0, structure=JOINED), network(), 20)
     conv = run.support["conv"]["kernel"].any(axis=(1, 2, 3))
@@ -189,6 +192,7 @@ def test_the_members_of_a_group_enter_together():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"lean": True, "momentum": 0.9, "variant": "paper"}])
 def test_joint_groups_of_one_cell_are_the_leafs_own(options):
     untied = [("conv/kernel", (-1,)), ("fc/kernel", (0,))]
@@ -211,6 +215,7 @@ def test_joint_groups_of_one_cell_are_the_leafs_own(options):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_one_group_of_all_filters_of_two_leaves_is_one_leaf():
     a, b = (jax.random.normal(k, (3, 3, 2, 4)) for k in jax.random.split(jax.random.key(0)))
     leaf = LeafGroups("", a.shape, (1, 1, 1, 4), "filters", joint=(7,) * 4)
@@ -368,6 +373,7 @@ def test_masked_leaves_take_no_part():
 # --- what counts groups ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["density", "group_density"])
 def test_automatic_lambda_reaches_the_density(asked):
     # All leaves but the last bias are tied, with different numbers of elements a group.
@@ -492,6 +498,7 @@ def on_one_device(name):
     return params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layout", "kind"),
     [

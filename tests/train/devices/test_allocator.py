@@ -10,6 +10,8 @@ import pytest
 FAULTS = """
 import resource
 from dessilbi_jax.train.devices.allocator import keep_memory
+
+pytestmark = pytest.mark.process
 kept = {keep}
 def take():
     return len(b"x" * (64 << 20))
