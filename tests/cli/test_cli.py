@@ -15,8 +15,6 @@ from dessilbi_jax import cli
 from dessilbi_jax.cli import train as commands
 from dessilbi_jax.train import PRESETS
 
-pytestmark = pytest.mark.process
-
 SHORT = ["--epochs", "1", "--density", "0.3", "--batch-size", "32"]
 
 
