@@ -25,9 +25,9 @@ class Dialect(Extension):
 def as_griffe(text: str) -> str:
     r"""A docstring without its indentation, in griffe's words.
 
-    >>> as_griffe("Args:\n    a, b: those of\n        the run.\nExample:\n    >>> 1\n    1").split("\n")
+    >>> as_griffe("Args:\n    a, b: those of\n        the run.\nExample:").split("\n")
     ['Args:', '    a: those of', '        the run.', '    b: those of', '        the run.',
-     'Examples:', '    >>> 1', '    1']
+     'Examples:']
     """
     text = _EXAMPLE.sub("Examples:", text)
     return _TOGETHER.sub(

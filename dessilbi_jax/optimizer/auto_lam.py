@@ -84,7 +84,8 @@ def travel(learning_rate: Any, start: Any, stop: Any, kappa: Any, nu: Any) -> ja
     else:
         distance = jnp.maximum(stop - start, 0).astype(jnp.float32)
         total = jnp.asarray(learning_rate, jnp.float32) * distance
-    return total / (kappa * nu)
+    out: jax.Array = total / (kappa * nu)
+    return out
 
 
 def fractions(
@@ -195,7 +196,8 @@ def measured_decay(kept: jax.Array, distance: jax.Array) -> jax.Array:
         return jnp.where(slower, low, middle), jnp.where(slower, middle, high)
 
     low, high = jax.lax.fori_loop(0, 30, halve, (jnp.float32(-4), jnp.float32(30)))
-    return (low + high) / 2 / jnp.maximum(distance, 1e-30)
+    out: jax.Array = (low + high) / 2 / jnp.maximum(distance, 1e-30)
+    return out
 
 
 def estimate(
@@ -265,4 +267,5 @@ def estimate(
             decay=decay,
         )
 
-    return jax.lax.cond(due, renew, lambda _: (lam, state), None)
+    out: tuple[jax.Array, Automatic] = jax.lax.cond(due, renew, lambda _: (lam, state), None)
+    return out

@@ -179,6 +179,7 @@ def step_size_bound(
             image = product(unit)
             return image, norm(image)
 
-        return jax.lax.fori_loop(0, iterations, step, (direction, norm(direction)))[1]
+        _, size = jax.lax.fori_loop(0, iterations, step, (direction, norm(direction)))
+        return jnp.asarray(size)
 
     return float(2 / (iterate(start) + 1 / nu))

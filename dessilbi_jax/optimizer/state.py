@@ -148,7 +148,7 @@ def get_state(opt_state: Any, *, merge: bool = False) -> SplitLBIState:
         >>> int(dl.get_state(tx.init({"kernel": jnp.ones((2, 2))})).count)
         0
     """
-    found = [
+    found: list[tuple[str, SplitLBIState]] = [
         (jax.tree_util.keystr(keys), leaf)
         for keys, leaf in jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_state)[0]
         if _is_state(leaf)

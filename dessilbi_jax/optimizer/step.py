@@ -299,13 +299,17 @@ def not_finite(leaves: Sequence[Leaf]) -> jax.Array:
         return jnp.sum(jnp.real(x * jnp.conj(x)))
 
     def count(w: Sequence[jax.Array]) -> jax.Array:
-        return sum((jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in w), jnp.int32(0))
+        every: jax.Array = sum(
+            (jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in w), jnp.int32(0)
+        )
+        return every
 
     if not leaves:
         return jnp.int32(0)
     w = [leaf.w for leaf in leaves]
     finite = jnp.isfinite(jnp.stack([square(x) for x in w])).all()
-    return jax.lax.cond(finite, lambda _: jnp.int32(0), count, w)
+    failed: jax.Array = jax.lax.cond(finite, lambda _: jnp.int32(0), count, w)
+    return failed
 
 
 def _shrinks(

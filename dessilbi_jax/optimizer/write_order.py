@@ -39,13 +39,13 @@ def after(scalar: Any, *arrays: jax.Array, like: jax.Array) -> jax.Array:
     The scalar is off by one part in 10⁷ where an array's first row is not finite; XLA
     cannot know that it never matters, which is the point.
     """
-    scalar = jnp.asarray(scalar, jnp.real(like).dtype)
+    now: jax.Array = jnp.asarray(scalar, jnp.real(like).dtype)
     arrays = tuple(array for array in arrays if array.size)
     if not arrays or not matters(like):
-        return scalar
+        return now
     arrays = jax.lax.optimization_barrier(arrays)
     # The largest of a row, not one element: XLA would fuse anything simpler than a reduction
     # into the loop that is to wait, and then has to copy what that loop overwrites.
     rows = [jnp.max(jnp.real(jnp.atleast_1d(x)[(0,) * max(x.ndim - 1, 0)])) for x in arrays]
     largest = functools.reduce(jnp.maximum, [row.astype(jnp.float32) for row in rows])
-    return jnp.where(largest < _LARGE, scalar, scalar * (1 + 1e-7))
+    return jnp.where(largest < _LARGE, now, now * (1 + 1e-7))

@@ -73,10 +73,12 @@ def _gathered(x: jax.Array) -> jax.Array:
     """
     where = jax.typeof(x).sharding
     if any(where.spec):
-        return jax.sharding.reshard(x, jax.sharding.NamedSharding(where.mesh, jax.P()))
+        whole: jax.Array = jax.sharding.reshard(x, jax.sharding.NamedSharding(where.mesh, jax.P()))
+        return whole
     by_compiler = AxisType.Auto in jax.sharding.get_abstract_mesh().axis_types
     if by_compiler and isinstance(x, jax.core.Tracer):
-        return jax.lax.with_sharding_constraint(x, jax.P())
+        constrained: jax.Array = jax.lax.with_sharding_constraint(x, jax.P())
+        return constrained
     return x
 
 

@@ -174,7 +174,8 @@ def step(
         jnp.sum(shrink.scale),
     ]
     table = jnp.stack([jnp.asarray(x, jnp.float32) for x in scalars])
-    return _everywhere(placed, leaf.counts, table, strength, *arrays)
+    made: Made = _everywhere(placed, leaf.counts, table, strength, *arrays)
+    return made
 
 
 def _placed(plan: Plan, arrays: Sequence[jax.Array]) -> Plan | None:

@@ -104,7 +104,7 @@ def call(
 
     whole = pl.BlockSpec() if gpu else pl.BlockSpec(memory_space=pltpu.SMEM)
     vectors = [] if plan.elementwise else [vector]
-    return pl.pallas_call(
+    made: Sequence[jax.Array] = pl.pallas_call(
         body,
         out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in out],
         grid=grid,
@@ -115,3 +115,4 @@ def call(
         compiler_params=plgpu.CompilerParams(num_warps=4) if gpu else None,
         name="dessilbi_step",
     )(table, *inputs)
+    return made
