@@ -57,7 +57,12 @@ class Channels:
             block = _block(numbers)
             counts = tuple(size // block if i == axis else 1 for i in range(len(shape)))
             return LeafGroups(
-                path, shape, counts, "channels", joint=tuple(numbers[::block].tolist())
+                path,
+                shape,
+                counts,
+                "channels",
+                joint=tuple(numbers[::block].tolist()),
+                kind="channels",
             )
         whys = [self.groups.reasons.get((traced, i)) for i in reversed(range(len(shape)))]
         told = (str(why) for why in whys if why is not None and why.reason is not Reason.DATA)

@@ -155,11 +155,11 @@ def level(
 def relative_scale(leaves: Sequence[LeafGroups], v: Sequence[jax.Array]) -> list[jax.Array]:
     """λ of each leaf relative to the others: its rule's λ, evened between kinds of groups.
 
-    Leaves of one kind (the same spec, all of groups or all of elements) share one scale, so that
+    Leaves of one kind (`LeafGroups.kind`, or all of single elements) share one scale, so that
     they compete with each other by the size of their V, and so do leaves with joint groups;
     between kinds, λ follows the mean group norm of V, in units of the first kind's.
     """
-    family = families(leaves, [(leaf.spec, leaf.elementwise) for leaf in leaves])
+    family = families(leaves, ["elements" if leaf.elementwise else leaf.kind for leaf in leaves])
     joint = [leaf.joint for leaf in leaves]
     norms = group_norms([leaf.counts or () for leaf in leaves], joint, v)
     norms = [

@@ -296,18 +296,17 @@ def not_finite(leaves: Sequence[Leaf]) -> jax.Array:
 
     def square(x: jax.Array) -> jax.Array:
         x = write_order.apart(x)[0].astype(jnp.promote_types(x.dtype, jnp.float32))
-        return jnp.sum(jnp.real(x * jnp.conj(x)))
+        whole: jax.Array = jnp.sum(jnp.real(x * jnp.conj(x)))
+        return whole
 
     def count(w: Sequence[jax.Array]) -> jax.Array:
-        every: jax.Array = sum(
-            (jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in w), jnp.int32(0)
-        )
-        return every
+        each = [jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in w]
+        return functools.reduce(jnp.add, each)
 
     if not leaves:
-        return jnp.int32(0)
+        return jnp.zeros([], jnp.int32)
     w = [leaf.w for leaf in leaves]
-    finite = jnp.isfinite(jnp.stack([square(x) for x in w])).all()
+    finite: jax.Array = jnp.isfinite(jnp.stack([square(x) for x in w])).all()
     failed: jax.Array = jax.lax.cond(finite, lambda _: jnp.int32(0), count, w)
     return failed
 

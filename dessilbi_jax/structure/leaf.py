@@ -1,6 +1,7 @@
 """The groups of one leaf of the parameters."""
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ class LeafGroups:
         joint: the joint group of every cell of the grid, row-major, or None where the leaf's
             groups are its own. Cells with the same number, of this or of several leaves, are one
             group, and the norm of V runs over all of them.
+        kind: equal for leaves whose groups are of one kind, whatever they are called; leaves of
+            single elements are of one kind always.
 
     Raises:
         ValueError: where `joint` has not one number a cell, or the leaf is dense.
@@ -34,6 +37,7 @@ class LeafGroups:
     penalty: Any = None
     reason: str = ""
     joint: tuple[int, ...] | None = None
+    kind: Hashable = None
 
     def __post_init__(self) -> None:
         if self.joint is not None and len(self.joint) != self.groups:

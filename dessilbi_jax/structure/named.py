@@ -88,6 +88,11 @@ class Structure:
         """A copy with the given attributes changed, for example `layout='OIHW'`."""
         return dataclasses.replace(self, **changes)
 
+    @property
+    def kind(self) -> "Structure":
+        """What decides, without the name: equal for structures that choose alike."""
+        return self.replace(name="")
+
     def counts(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Number of groups along each axis of a leaf.
 
@@ -156,7 +161,8 @@ class Structure:
             counts = self.counts(path, shape)
         except ValueError as error:
             return dense(str(error))
-        return LeafGroups(path, shape, counts, "weights" if counts == shape else self.name)
+        name = "weights" if counts == shape else self.name
+        return LeafGroups(path, shape, counts, name, kind=self.kind)
 
 
 filters = Structure("filters", conv="o", dense="*")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -186,6 +186,7 @@ def _is_axes(spec: Any) -> bool:
 
 def _leaf_from_spec(path: str, leaf: Any, spec: Any, options: dict[str, Any]) -> LeafGroups:
     shape = tuple(leaf.shape)
+    kind: Hashable
     if spec is None:
         return LeafGroups(path, shape, None, reason="named dense")
     if not is_inexact(leaf):
@@ -196,14 +197,15 @@ def _leaf_from_spec(path: str, leaf: Any, spec: Any, options: dict[str, Any]) ->
             raise ValueError(f"axis {wrong[0]} is out of range for {path} with shape {shape}")
         chosen = {axis % len(shape) for axis in spec}
         counts = tuple(n if axis in chosen else 1 for axis, n in enumerate(shape))
-        name = f"axes {tuple(spec)}"
+        name, kind = f"axes {tuple(spec)}", tuple(spec)
     elif isinstance(spec, Structure):
         try:
-            counts, name = spec.counts(path, shape), spec.name
+            counts, name, kind = spec.counts(path, shape), spec.name, spec.kind
         except ValueError as error:
             raise ValueError(f"{path} with shape {shape}: {error}") from None
     else:
         raise TypeError(f"the spec of {path} must be a named structure, axes or None, got {spec!r}")
     if 0 in shape:
         raise ValueError(f"{path} with shape {shape} has no elements; leave it dense")
-    return LeafGroups(path, shape, counts, name, options.get("lam"), options.get("penalty"))
+    given = (options.get("lam"), options.get("penalty"))
+    return LeafGroups(path, shape, counts, name, *given, kind=kind)

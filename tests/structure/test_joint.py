@@ -389,11 +389,11 @@ def test_automatic_lambda_reaches_the_density(asked):
 
 def test_relative_scale_is_one_for_leaves_that_share_groups():
     leaves = [
-        LeafGroups("a", (4, 3), (1, 3), "filters", joint=(0, 1, 2)),
-        LeafGroups("b", (3,), (3,), "units", joint=(1, 2, 3)),
-        LeafGroups("c", (3, 2), (3, 1), "units"),
+        LeafGroups("a", (4, 3), (1, 3), joint=(0, 1, 2), kind="filters"),
+        LeafGroups("b", (3,), (3,), joint=(1, 2, 3), kind="units"),
+        LeafGroups("c", (3, 2), (3, 1), kind="units"),
         LeafGroups("d", (2, 2), (2, 2), "weights"),
-        LeafGroups("e", (2,), (2,), "tail", joint=(3, 3)),
+        LeafGroups("e", (2,), (2,), joint=(3, 3), kind="tail"),
     ]
     rng = np.random.default_rng(0)
     v = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]

@@ -112,7 +112,8 @@ def test_what_named_structures_leave_dense_and_why():
         "attention/kernel": "3 axes, neither dense nor convolution",
         "table/kernel": "holds int32",
     }
-    assert leaves["fc/kernel"] == LeafGroups("fc/kernel", (2, 3), (2, 3), "weights")
+    expected = LeafGroups("fc/kernel", (2, 3), (2, 3), "weights", kind=dl.filters.kind)
+    assert leaves["fc/kernel"] == expected
 
 
 @given(
@@ -438,3 +439,11 @@ def test_paths_and_groups_in_flax_nnx_linen_and_equinox():
     for name, (params, bias, kernel, counts) in expected.items():
         leaves = {leaf.path: leaf.counts for leaf in resolve(dl.neurons, params)}
         assert leaves == {bias: None, kernel: counts}, name
+
+
+def test_a_name_decides_nothing_about_the_scale_of_an_automatic_lambda():
+    params = {"a": {"kernel": jnp.ones((3, 3, 2, 4))}, "b": {"kernel": jnp.ones((3, 3, 4, 4))}}
+    renamed = dl.filters.replace(name="outputs")
+    one, other = resolve([("a", dl.filters), ("b", renamed)], params)
+    assert one.spec != other.spec
+    assert one.kind == other.kind != resolve([("a", dl.layers), ("b", renamed)], params)[0].kind

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 # Five times 64 MB, written to; how often the system had to find a page.
 FAULTS = """
 import resource
 from dessilbi_jax.train.devices.allocator import keep_memory
-
-pytestmark = pytest.mark.process
 kept = {keep}
 def take():
     return len(b"x" * (64 << 20))
