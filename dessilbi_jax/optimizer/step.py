@@ -300,8 +300,10 @@ def not_finite(leaves: Sequence[Leaf]) -> jax.Array:
         return whole
 
     def count(w: Sequence[jax.Array]) -> jax.Array:
-        each = [jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in w]
-        return functools.reduce(jnp.add, each)
+        bad = [~jnp.isfinite(x) for x in w]
+        if any(write_order.matters(x) for x in w):  # one sum compiles sooner than many
+            bad = [jnp.concatenate([x.ravel() for x in bad])]
+        return functools.reduce(jnp.add, [jnp.sum(x, dtype=jnp.int32) for x in bad])
 
     if not leaves:
         return jnp.zeros([], jnp.int32)
