@@ -47,7 +47,7 @@ from dessilbi_jax.prox.shrink import Shrink, apply_shrink
 from dessilbi_jax.structure.leaf import LeafGroups
 
 Kernel: TypeAlias = Literal["auto", "xla", "pallas"]
-# (platform, "lean" or "full") where benchmarks/kernel_step.py found the kernel faster than XLA.
+# (platform, "lean" or "full") where benchmarks/accelerator.py found the kernel faster than XLA.
 # Empty: no accelerator was measured yet.
 MEASURED_FASTER: frozenset[tuple[str, str]] = frozenset()
 _taken: Kernel = "auto"
