@@ -6,12 +6,12 @@
 
 Sections in the order of their weight: the update alone against Adam and a copy of memory, in
 float32 and bfloat16, on VGG-16's list and GPT-2 small's, and Pallas against XLA in the same runs;
-whole training steps of VGG-16; latency of a slim network against its dense one; with `--arrays`, if there
-is time, a short CIFAR-10 run that ends with a small network. Results are
-written after each section, an error in one does not stop the next, and all end within `--seconds`
-and the compilation that is under way then. Data come as arrays (`--pack` writes them where the
-data set is), so that no data library is needed where this runs. "smoke" tries all of it on a CPU,
-with a few small leaves and made-up images, and its numbers say nothing.
+whole training steps of VGG-16; latency of a slim network against its dense one; with `--arrays`, if
+there is time, a short CIFAR-10 run that ends with a small network. Results are written after each
+section, an error in one does not stop the next, and all end within `--seconds` and the compilation
+that is under way then. Data come as arrays (`--pack` writes them where the data set is), so that no
+data library is needed where this runs. "smoke" tries all of it on a CPU, with a few small leaves
+and made-up images, and its numbers say nothing.
 """
 
 import argparse

@@ -30,6 +30,7 @@ def test_parameters_alone_give_the_order_of_magnitude():
     assert 0.3 < guess / float(dl.get_state(state).lam) < 3
 
 
+@pytest.mark.slow
 def test_calibrate_refuses_what_it_cannot_do():
     _, params = small_net()
     common = {"learning_rate": 0.1, "steps": 100}
@@ -140,6 +141,7 @@ def test_diagnosis_counts_what_was_not_finite():
     assert any("1 entries of W were not finite" in w for w in found.warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "penalty", [dl.group_lasso(), dl.elastic_net(0.5), dl.sparse_group_lasso(0.3)], ids=str
 )

@@ -373,6 +373,7 @@ class Network(nnx.Module):
         return self.fc1(self.norm(self.conv1(x)).mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_nnx_state():
     params = nnx.state(Network(nnx.Rngs(0)), nnx.Param)
     names = ["conv1/bias", "conv1/kernel", "fc1/bias", "fc1/kernel", "norm/bias", "norm/scale"]
@@ -412,6 +413,7 @@ def test_linen_dicts_and_boxes():
     _check_reading(params, state, ["kernel"])
 
 
+@pytest.mark.slow
 def test_equinox_modules():
     model = eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)
@@ -427,6 +429,7 @@ def test_equinox_kernels_are_outputs_first():
     assert dl.get_state(state).shrink.strength["conv"].weight.shape == (6, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_haiku_dicts():
     key = jax.random.key(0)
     params = {

@@ -257,6 +257,7 @@ def test_v_of_narrow_parameters_does_not_stall(dtype):
     np.testing.assert_allclose(dl.get_state(state).v["kernel"], 1.5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -294,6 +295,7 @@ def assert_same_run(one, other, rtol=1e-5):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper-momentum", "auto-lean", "chain-adam", "joint"])
 def test_a_constant_schedule_is_a_constant(name):
     number = make(name, 0.02, nu=0.2)

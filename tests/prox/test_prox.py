@@ -428,6 +428,7 @@ def test_v_of_low_precision_leaves_is_float32_and_does_not_stall(dtype):
 # Groups as a grid
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)  # every grid compiles anew
 @given(data=st.data())
 def test_sums_and_norms_on_any_grid_equal_the_naive_loop(data):

@@ -177,6 +177,7 @@ def test_widths_are_rounded_up_by_the_channels_of_largest_norm(round_to):
         assert not added.size or not left.size or norms[added].min() >= norms[left].max()
 
 
+@pytest.mark.slow
 def test_a_plan_goes_through_json_and_fits_fresh_parameters(tmp_path):
     model, x, groups = network("lenet5")
     params = parts(model)[1]
@@ -244,6 +245,7 @@ def test_a_saved_network_is_read_again_and_runs_without_the_library(tmp_path):
         dl.load_slim(tmp_path)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_save_that_fails(tmp_path):
     model, x, groups = network("lenet300")
     masks, _ = random_masks(groups, parts(model)[1], 2)

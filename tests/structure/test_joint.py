@@ -279,6 +279,7 @@ def test_sums_over_groups_of_very_different_sizes(count):
 # --- the state -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ties_are_recorded_in_the_state_and_only_there_where_there_are_any():
     params = network()
     assert dl.get_state(dl.dessilbi(0.1, lam=0.1).init(params)).ties == ()
