@@ -16,9 +16,10 @@ export PIP_ROOT_USER_ACTION := ignore
 ROOMS := structure prox optimizer tickets dependency slimming
 CORE := $(addprefix tests/,$(ROOMS)) $(filter-out tests/test_notebooks.py,$(wildcard tests/test_*.py)) \
 	$(addprefix dessilbi_jax/,$(ROOMS)) $(wildcard dessilbi_jax/[!_]*.py) dessilbi_jax/__init__.py
+PYTEST := $(PY) -m pytest -n 2
 # In the order of the folders: by default the files with the fewest tests, which are the longest,
 # come last, and one of the two workers is idle.
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+WHOLE_FILES := --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast lint docs clean
 
@@ -42,11 +43,11 @@ demo: $(STAMP)
 
 # Everything, with the lines and branches of the package that no test reaches.
 test: $(STAMP)
-	$(PYTEST) --cov=dessilbi_jax
+	$(PYTEST) $(WHOLE_FILES) --cov=dessilbi_jax
 
 # The loop while one works on the core.
 test-fast: $(STAMP)
-	$(PYTEST) -m "not slow and not process" $(CORE)
+	$(PYTEST) --dist worksteal -m "not slow and not process" $(CORE)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
