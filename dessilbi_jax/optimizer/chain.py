@@ -11,6 +11,9 @@ needs any more; on a single CPU device that takes an order, stated by `write_ord
   m' and V, and V' reads W − Γ from W' again: with c = learning_rate/ν,
 
       W' = W − learning_rate·m' − c·(W − Γ)   ⇒   W − Γ = (W' + learning_rate·m' − Γ)/(1 − c).
+
+  This W' is that of the update, whatever becomes of the parameters afterwards. Where the gradient
+  is not finite, V stays as it does where W is not.
 """
 
 from collections.abc import Callable, Sequence
