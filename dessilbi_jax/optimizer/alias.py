@@ -65,6 +65,10 @@ def add_split_lbi(
     An entry of W − Γ that is not finite leaves its entry of V unchanged and is counted in
     `skipped`; the update itself passes through. Under `optax.apply_if_finite` nothing changes.
 
+    References:
+        Y. Fu, C. Liu, D. Li, X. Sun, J. Zeng and Y. Yao, "DessiLBI: Exploring Structural Sparsity
+        of Deep Networks via Differential Inclusion Paths", ICML 2020, Eq. 4, 6 and 7.
+
     Example:
         >>> import jax.numpy as jnp, optax
         >>> import dessilbi_jax as dl
@@ -181,6 +185,10 @@ def dessilbi(
     Raises:
         ValueError: an unknown variant or a number out of range, and as `add_split_lbi`.
         TypeError: as `add_split_lbi`, or a `freeze` of another kind.
+
+    References:
+        Y. Fu, C. Liu, D. Li, X. Sun, J. Zeng and Y. Yao, "DessiLBI: Exploring Structural Sparsity
+        of Deep Networks via Differential Inclusion Paths", ICML 2020, Eq. 14 to 16.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax

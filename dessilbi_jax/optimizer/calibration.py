@@ -144,6 +144,10 @@ def step_size_bound(
     Raises:
         ValueError: for ν or iterations out of range.
 
+    References:
+        Y. Fu, C. Liu, D. Li, X. Sun, J. Zeng and Y. Yao, "DessiLBI: Exploring Structural Sparsity
+        of Deep Networks via Differential Inclusion Paths", ICML 2020, Theorem 1.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import dessilbi_jax as dl

@@ -76,6 +76,10 @@ def diagnose(
     Raises:
         ValueError: if ν or κ is out of range, or no state is found.
 
+    References:
+        Y. Fu, C. Liu, D. Li, X. Sun, J. Zeng and Y. Yao, "DessiLBI: Exploring Structural Sparsity
+        of Deep Networks via Differential Inclusion Paths", ICML 2020, Theorem 1.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import dessilbi_jax as dl

@@ -7,8 +7,10 @@
 
 on structured leaves; dense ones have no V and no Γ, and pass as they are. `read` makes the record
 of leaves that the others work on, once an update; `couple` and `advance` go over all leaves.
-References: Fu et al., "DessiLBI: Exploring Structural Sparsity of Deep Networks via Differential
-Inclusion Paths", ICML 2020, Eq. 4, 6 and 7.
+
+References:
+    Y. Fu, C. Liu, D. Li, X. Sun, J. Zeng and Y. Yao, "DessiLBI: Exploring Structural Sparsity of
+    Deep Networks via Differential Inclusion Paths", ICML 2020, Eq. 4, 6 and 7.
 """
 
 import functools

@@ -187,6 +187,10 @@ def _sqrt(size: Any, dtype: Any) -> Any:
 def group_lasso(*, sqrt_size: bool = False) -> Penalty:
     """λ Σ_g w_g‖Γ_g‖₂ with w_g = 1, or √|g| with `sqrt_size` (Yuan & Lin 2006).
 
+    References:
+        M. Yuan and Y. Lin, "Model selection and estimation in regression with grouped variables",
+        JRSS B 68(1), 2006.
+
     Example:
         >>> import dessilbi_jax as dl
         >>> dl.group_lasso(sqrt_size=True)
@@ -200,6 +204,10 @@ def sparse_group_lasso(mix: float, *, sqrt_size: bool = False) -> Penalty:
 
     Its prox shrinks single elements by mix·λ first and then the groups by (1 − mix)·w_g·λ.
 
+    References:
+        N. Simon, J. Friedman, T. Hastie and R. Tibshirani, "A sparse-group lasso", JCGS 22(2),
+        2013.
+
     Example:
         >>> import dessilbi_jax as dl
         >>> dl.sparse_group_lasso(0.5).mix
@@ -212,6 +220,10 @@ def elastic_net(mu: float, *, sqrt_size: bool = False) -> Penalty:
     """λ Σ_g w_g‖Γ_g‖₂ + (μ/2)‖Γ‖²; with single elements λ‖Γ‖₁ + (μ/2)‖Γ‖² (Zou & Hastie 2005).
 
     Its prox divides what the lasso leaves by 1 + κμ.
+
+    References:
+        H. Zou and T. Hastie, "Regularization and variable selection via the elastic net", JRSS B
+        67(2), 2005.
 
     Example:
         >>> import dessilbi_jax as dl

@@ -126,6 +126,11 @@ def rewind(checkpoints: Any, step: int | str) -> Any:
     Raises:
         ValueError: no checkpoints, or none of that step (the nearest is named).
 
+    References:
+        J. Frankle and M. Carbin, "The Lottery Ticket Hypothesis", ICLR 2019; J. Frankle, G.
+        Dziugaite, D. Roy and M. Carbin, "Linear Mode Connectivity and the Lottery Ticket
+        Hypothesis", ICML 2020, for steps other than the first.
+
     Example:
         >>> import dessilbi_jax as dl
         >>> dl.rewind({0: "initial", 100: "trained"}, "init")

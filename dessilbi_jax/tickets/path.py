@@ -37,6 +37,10 @@ class SolutionPath:
         shapes: by leaf path, the leaf's shape (all leaves).
         groups: by leaf path, the shape of its units (structured leaves).
 
+    References:
+        Y. Fu, C. Liu, D. Li, X. Sun, J. Zeng and Y. Yao, "DessiLBI: Exploring Structural Sparsity
+        of Deep Networks via Differential Inclusion Paths", ICML 2020.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import dessilbi_jax as dl
