@@ -16,7 +16,8 @@ export PIP_ROOT_USER_ACTION := ignore
 ROOMS := structure prox optimizer tickets dependency slimming
 CORE := $(addprefix tests/,$(ROOMS)) $(filter-out tests/test_notebooks.py,$(wildcard tests/test_*.py)) \
 	$(addprefix dessilbi_jax/,$(ROOMS)) $(wildcard dessilbi_jax/[!_]*.py) dessilbi_jax/__init__.py
-PYTEST := $(PY) -m pytest -n 2
+# A crashed worker ends the run: with its place taken by another, the run can wait for ever.
+PYTEST := $(PY) -m pytest -n 2 --max-worker-restart 0
 # In the order of the folders: by default the files with the fewest tests, which are the longest,
 # come last, and one of the two workers is idle.
 WHOLE_FILES := --dist loadfile --no-loadscope-reorder

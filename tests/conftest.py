@@ -7,8 +7,12 @@ import signal
 import socket
 import tempfile
 
+# Eight devices share what cores there are: on a busy machine they meet late, and XLA ends a process
+# whose devices have not met in 40 s, unless told to wait longer.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 ).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Many tests compile the same small programs. The workers inherit the folder of the first process.
@@ -18,7 +22,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import jax
 import pytest
+
+# One program at a time: of many small ones in flight each can hold threads that another waits for.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 _connect = socket.socket.connect
 
@@ -52,8 +60,6 @@ def signals_act():
 @pytest.fixture(scope="module")
 def compiled_in_haste():
     """For a few steps of small networks: optimising the programs would take longer than those."""
-    import jax
-
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
