@@ -10,8 +10,15 @@ extrapolated to the moment asked for,
 where ρ = (1 − e^{−br})/(br) is the share of today's speed that will be kept on average. The rate
 b, by which the coupling lets W decay (or by which W still grows), is measured: each estimate
 compares the level it finds with the one that the estimate before it predicted at constant speed.
+
+What is measured is measured against the travel that there was, not against steps: where V did not
+travel (a learning rate of zero) there is no estimate, and updates before the first that moves V
+do not count as a part of the way. The plan (when, and how much) is part of the state: under
+another one the estimates are laid anew over the updates that remain, with the λ in force and the
+decay measured so far to begin with.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,10 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dessilbi_jax.optimizer.same import Same
 from dessilbi_jax.optimizer.settings import Auto
-from dessilbi_jax.prox.norms import group_norms
+from dessilbi_jax.prox.norms import group_norms, how_many
 from dessilbi_jax.prox.penalty import Penalty, shrink_all
-from dessilbi_jax.prox.shrink import select
+from dessilbi_jax.prox.shrink import Shrink, apply_shrink, select
 from dessilbi_jax.structure.joint import count_groups, families, firsts
 from dessilbi_jax.structure.leaf import LeafGroups
 
@@ -34,8 +42,13 @@ HALF_WAY = 0.6
 _MANTISSA_BITS_LEFT_OUT = 9  # levels are found to 2^-14
 
 
+# A decay is measured from levels that are known to 2^-14; what that makes of it over all the way
+# that is left has to stay small (an eighth of a decay of 1).
+_RESOLVED = 2.0**-10
+
+
 class Automatic(NamedTuple):
-    """What the automatic choice of λ has found so far.
+    """What the automatic choice of λ has found so far, and the plan that it was found for.
 
     Attributes:
         steps: step (count of updates) of each estimate, 0 where it is still to come.
@@ -43,7 +56,14 @@ class Automatic(NamedTuple):
         scale: λ of each structured leaf is `lam` times this.
         level: level of V at the last estimate.
         predicted: level that a constant speed would have had at the next estimate.
+        ahead: travel to that next estimate, as the learning rate then promised.
+        since: travel since the last estimate.
         decay: measured rate of decay of the speed, per unit of travel.
+        origin: count of updates before the first that moved V.
+        start: count of updates from which on the estimates are laid.
+        due: count of updates at which the share is to be reached.
+        share: the share asked for.
+        by_group: whether it is one of groups.
     """
 
     steps: jax.Array
@@ -51,25 +71,57 @@ class Automatic(NamedTuple):
     scale: jax.Array
     level: jax.Array
     predicted: jax.Array
+    ahead: jax.Array
+    since: jax.Array
     decay: jax.Array
+    origin: jax.Array
+    start: jax.Array
+    due: jax.Array
+    share: jax.Array
+    by_group: jax.Array
 
 
-def init(leaves: int) -> Automatic:
+class Plan(NamedTuple):
+    """What is asked for, as arrays: the last fields of `Automatic`."""
+
+    due: jax.Array
+    share: jax.Array
+    by_group: jax.Array
+
+    @classmethod
+    def of(cls, target: Auto) -> "Plan":
+        """The plan of what `dl.auto` made."""
+        return cls(
+            jnp.array(target.due, jnp.int32),
+            jnp.array(target.share, jnp.float32),
+            jnp.array(target.by_group, bool),
+        )
+
+
+def init(leaves: int, target: Auto) -> Automatic:
     """The state before the first estimate; `leaves` is the number of structured leaves."""
-    zero = jnp.zeros([], jnp.float32)
+
+    zero = functools.partial(jnp.zeros, [])  # each its own: one could not be donated twice
     return Automatic(
         steps=jnp.zeros(len(MOMENTS), jnp.int32),
         lams=jnp.zeros(len(MOMENTS), jnp.float32),
         scale=jnp.ones(leaves, jnp.float32),
-        level=zero,
-        predicted=zero + 0,
-        decay=zero + 0,
+        level=zero(jnp.float32),
+        predicted=zero(jnp.float32),
+        ahead=zero(jnp.float32),
+        since=zero(jnp.float32),
+        decay=zero(jnp.float32),
+        origin=zero(jnp.int32),
+        start=zero(jnp.int32),
+        **Plan.of(target)._asdict(),
     )
 
 
-def moments(step: Any) -> jax.Array:
-    """The counts of updates at which λ is estimated on the way to `step`."""
-    return jnp.maximum(jnp.floor(jnp.asarray(MOMENTS) * step), 1).astype(jnp.int32)
+def moments(start: jax.Array, stop: jax.Array) -> jax.Array:
+    """The counts of updates at which λ is estimated on the way from `start` to `stop`."""
+    way = jnp.floor(jnp.asarray(MOMENTS, jnp.float32) * (stop - start).astype(jnp.float32))
+    out: jax.Array = start + jnp.maximum(way, 1).astype(jnp.int32)
+    return out
 
 
 def travel(learning_rate: Any, start: Any, stop: Any, kappa: Any, nu: Any) -> jax.Array:
@@ -100,9 +152,7 @@ def fractions(
     """
 
     def count(chosen: jax.Array, once: np.ndarray | None) -> jax.Array:
-        # In integers: float32 would stop counting at 2^24.
-        chosen = chosen if once is None else chosen & once.reshape(chosen.shape)
-        return jnp.sum(chosen, dtype=jnp.int32).astype(jnp.float32)
+        return how_many(chosen if once is None else chosen & once.reshape(chosen.shape))
 
     elements = groups = jnp.zeros([], jnp.float32)
     first = firsts([leaf.joint for leaf in leaves])
@@ -111,13 +161,14 @@ def fractions(
         units = select(value, shrink)
         chosen = count(units, None)
         if shrink.threshold.dtype == bool:  # units are groups
-            elements = elements + chosen * leaf.group_size
+            elements = elements + chosen * float(leaf.group_size)
             groups = groups + (chosen if once is None else count(units, once))
         else:
             elements = elements + chosen
             by_group = None if shrink.strength.dtype == bool else shrink.strength > 1
             groups = groups + (chosen if by_group is None else count(by_group, once))
-    return elements / sum(leaf.size for leaf in leaves), groups / count_groups(leaves)
+    # Floats: totals may be beyond what an int32 holds.
+    return elements / float(sum(leaf.size for leaf in leaves)), groups / float(count_groups(leaves))
 
 
 def level(
@@ -170,7 +221,7 @@ def relative_scale(leaves: Sequence[LeafGroups], v: Sequence[jax.Array]) -> list
     for each in dict.fromkeys(family):
         members = [i for i, other in enumerate(family) if other == each]
         total = sum(jnp.sum(norms[i]).astype(jnp.float32) for i in members)
-        mean[each] = total / count_groups([leaves[i] for i in members])
+        mean[each] = total / float(count_groups([leaves[i] for i in members]))
     size = {each: jnp.where(value > 0, value, 1) for each, value in mean.items()}
     unit = size[family[0]]  # so that λ keeps its meaning while V grows
     return [
@@ -200,72 +251,154 @@ def measured_decay(kept: jax.Array, distance: jax.Array) -> jax.Array:
     return out
 
 
+class Frame(NamedTuple):
+    """What an estimate is compiled for: equal in every update of a run, and hashable.
+
+    Attributes:
+        leaves: the groups of each structured leaf.
+        penalties: Ω of each.
+        by_group: whether groups are counted.
+        schedule: the learning rate, where it is a schedule.
+    """
+
+    leaves: tuple[LeafGroups, ...]
+    penalties: tuple[Penalty, ...]
+    by_group: bool
+    schedule: Callable[[Any], Any] | None
+
+
+class Moment(NamedTuple):
+    """What an estimate reads behind an update.
+
+    Attributes:
+        v: V' of each structured leaf.
+        w: W of each, as far as it is known.
+        shrink: what turned each V into Γ.
+        count: updates made, this one included.
+        rate: learning rate of this update.
+        kappa: κ.
+        nu: ν.
+        plan: what is asked for.
+    """
+
+    v: list[jax.Array]
+    w: list[jax.Array]
+    shrink: list[Shrink]
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+    rate: Any
+    kappa: Any
+    nu: Any
+    plan: Plan
+
+    def speeds(self) -> list[jax.Array]:
+        """W − Γ of each leaf, zero where it is not finite.
+
+        Also of frozen groups: those that a new λ closes set off again.
+        """
+        each = [
+            w.astype(v.dtype) - apply_shrink(v, shrink)
+            for w, v, shrink in zip(self.w, self.v, self.shrink, strict=True)
+        ]
+        return [jnp.where(jnp.isfinite(x), x, 0) for x in each]
+
+
 def estimate(
-    state: Automatic,
-    lam: jax.Array,
-    leaves: Sequence[LeafGroups],
-    penalties: Sequence[Penalty],
-    v: Sequence[jax.Array],
-    speeds: Callable[[], Sequence[jax.Array]],
-    count: jax.Array,
-    target: Auto,
-    clock: Callable[[Any, Any], jax.Array],
+    state: Automatic, lam: jax.Array, frame: Frame, now: Moment
 ) -> tuple[jax.Array, Automatic]:
-    """A new λ if one is due after update number `count`, else the one there was.
+    """A new λ if one is due after this update, else the one there was.
 
     Args:
         state: what was found so far.
-        lam: λ now in force, infinite before the first estimate.
-        leaves, penalties, v: one entry each for every structured leaf.
-        speeds: gives W − Γ of each; a function, so that it is only computed when needed.
-        count: updates made, this one included.
-        target: what was asked for.
-        clock: travel between two steps.
+        lam: λ now in force, float32, `CLOSED` before the first estimate.
+        frame: what does not change during a run.
+        now: what was made by the update.
     """
-    when = moments(target.due)
-    number = jnp.sum(when < count)  # estimates before this one
-    due = jnp.any(when == count)
+    out: tuple[jax.Array, Automatic] = _estimate(Same(frame), state, lam, now)
+    return out
+
+
+# Compiled by itself, so that outside of `jax.jit` it is not traced and compiled in every update;
+# inline, so that inside it is as if it were written there.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _estimate(
+    same: Same[Frame], state: Automatic, lam: jax.Array, now: Moment
+) -> tuple[jax.Array, Automatic]:
+    frame = same.value
+    state = _laid(state, now)
+    when = moments(state.start, state.due)
+    count = now.count
+    due = jnp.any(when == count) & (count <= state.due) & (state.since > 0)
 
     def renew(_: Any) -> tuple[jax.Array, Automatic]:
-        first = state.steps[0] == 0
-        scale = [s.astype(jnp.float32) for s in relative_scale(leaves, v)]
+        first = jnp.max(state.steps) == 0
+        scale = [s.astype(jnp.float32) for s in relative_scale(frame.leaves, now.v)]
+
+        def clock(start: Any, stop: Any) -> jax.Array:
+            rate = now.rate if frame.schedule is None else frame.schedule
+            return travel(rate, start, stop, now.kappa, now.nu)
 
         def level_after(distance: Any, density: Any, active: Any = True) -> jax.Array:
             def moved() -> list[jax.Array]:
                 return [
                     a + distance.astype(jnp.real(a).dtype) * b
-                    for a, b in zip(v, speeds(), strict=True)
+                    for a, b in zip(now.v, now.speeds(), strict=True)
                 ]
 
-            return level(leaves, penalties, scale, moved, density, target.by_group, due & active)
+            return level(
+                frame.leaves, frame.penalties, scale, moved, density, frame.by_group, due & active
+            )
 
-        density = jnp.asarray(target.share, jnp.float32)
-        now = level_after(jnp.zeros([]), density)
-        last = when[jnp.maximum(number - 1, 0)]
-        # Travel of the speeds already used: V holds those up to this update.
-        since = clock(last, count)
-        expected = jnp.maximum(state.predicted - state.level, 1e-30)
-        kept = (now - state.level) / expected
-        decay = jnp.where(first, 0.0, measured_decay(kept, since))
-        following = when[jnp.minimum(number + 1, len(MOMENTS) - 1)]
-        predicted = level_after(clock(count, following), density)
+        reached = level_after(jnp.zeros([]), state.share)
+        expected = state.predicted - state.level
+        left = clock(count, state.due)
+        reach = jnp.maximum(left / state.since, 1)
+        seen = ~first & (expected > _RESOLVED * reach * state.level)
+        # Speed over the speed that was predicted. Travel as it was: a learning rate that comes as
+        # a number may have been another one when the prediction was made.
+        kept = (reached - state.level) / jnp.where(seen, expected, 1) * (state.ahead / state.since)
+        decay = jnp.where(seen, measured_decay(kept, state.since), state.decay)
+        following = jnp.min(jnp.where(when > count, when, state.due))
+        ahead = clock(count, following)
+        predicted = level_after(ahead, state.share)
 
-        left = clock(count, target.due)
-        final = level_after(left * kept_speed(decay, left), density)
-        middle = jnp.floor(jnp.asarray(target.due) / 2).astype(jnp.int32)
+        final = level_after(left * kept_speed(decay, left), state.share)
+        middle = state.origin + (state.due - state.origin) // 2
         to_middle = clock(count, middle)
         before = count <= middle
-        half = level_after(to_middle * kept_speed(decay, to_middle), HALF_WAY * density, before)
+        half = level_after(to_middle * kept_speed(decay, to_middle), HALF_WAY * state.share, before)
         chosen = jnp.where(before, jnp.maximum(final, half), final)
-        at = jnp.minimum(number, len(MOMENTS) - 1)
-        return chosen, Automatic(
+        at = jnp.minimum(jnp.sum(when < count), len(MOMENTS) - 1)
+        return chosen, state._replace(
             steps=state.steps.at[at].set(count),
             lams=state.lams.at[at].set(chosen),
             scale=jnp.stack(scale),
-            level=now,
+            level=reached,
             predicted=predicted,
+            ahead=ahead,
+            since=jnp.zeros_like(state.since),
             decay=decay,
         )
 
     out: tuple[jax.Array, Automatic] = jax.lax.cond(due, renew, lambda _: (lam, state), None)
     return out
+
+
+def _laid(state: Automatic, now: Moment) -> Automatic:
+    """The state with this update's travel, laid anew where the plan is not the one it holds."""
+    before = now.count - 1
+    changed = functools.reduce(
+        jnp.logical_or, [a != b for a, b in zip(now.plan, state[-len(now.plan) :], strict=True)]
+    )
+    start = jnp.where(changed, before, state.start)
+    rests = jnp.asarray(now.rate, jnp.float32) == 0
+    pace = jnp.asarray(now.rate, jnp.float32) / (now.kappa * now.nu)
+    return state._replace(
+        steps=jnp.where(changed, 0, state.steps),
+        lams=jnp.where(changed, 0, state.lams),
+        since=jnp.where(changed, 0, state.since) + pace,
+        origin=jnp.where((state.origin == before) & rests, now.count, state.origin),
+        start=jnp.where((start == before) & rests, now.count, start),
+        due=now.plan.due,
+        share=now.plan.share,
+        by_group=now.plan.by_group,
+    )

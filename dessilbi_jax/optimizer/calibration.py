@@ -37,7 +37,8 @@ def calibrate(
     With a `probe`, V and T are those of a run that has gone some way, and b is measured from
     how far V has come against the speed it has now. From parameters alone, V starts at 0 and
     b = κ, the decay that the coupling causes by itself: a first guess that knows nothing of the
-    training, without a promise of accuracy. `dl.auto` does better than either, since it
+    training, without a promise of accuracy; it is also the b of a probe whose learning rate was
+    zero so far. `dl.auto` does better than either, since it
     corrects itself on the way.
 
     Args:
@@ -87,11 +88,11 @@ def calibrate(
     def level(v: list[jax.Array]) -> jax.Array:
         return auto_lam.level(groups, penalties, one, lambda: v, target.share, target.by_group)
 
+    decay: Any = jnp.asarray(kappa, jnp.float32)
     if probe is None:
-        done, so_far = 0, jnp.zeros([])
+        done = 0
         v = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in w]
         speed = [x.astype(a.dtype) for x, a in zip(w, v, strict=True)]
-        decay: Any = jnp.asarray(kappa, jnp.float32)
     else:
         state = get_state(probe, merge=True)
         done = int(state.count)
@@ -107,10 +108,11 @@ def calibrate(
             for x, a, i in zip(w, v, kept, strict=True)
         ]
         so_far = auto_lam.travel(learning_rate, 0, done, kappa, nu)
-        # Today's speed over the mean one until now is x/(eˣ − 1) for a decay of x,
-        ratio = level(speed) * so_far / jnp.maximum(level(v), 1e-30)
-        # which is the share kept over the same way backwards.
-        decay = -auto_lam.measured_decay(1 / jnp.maximum(ratio, 1e-3), so_far)
+        if so_far > 0:  # else nothing has moved that could be measured
+            # Today's speed over the mean one until now is x/(eˣ − 1) for a decay of x,
+            ratio = level(speed) * so_far / jnp.maximum(level(v), 1e-30)
+            # which is the share kept over the same way backwards.
+            decay = -auto_lam.measured_decay(1 / jnp.maximum(ratio, 1e-3), so_far)
     left = auto_lam.travel(learning_rate, done, target.due, kappa, nu)
     distance = left * auto_lam.kept_speed(decay, left)
     lam = float(level([a + distance.astype(a.dtype) * b for a, b in zip(v, speed, strict=True)]))

@@ -11,8 +11,8 @@ import numpy as np
 
 from dessilbi_jax.optimizer import auto_lam
 from dessilbi_jax.optimizer.settings import NU
-from dessilbi_jax.optimizer.state import get_state, shrink_leaves, tie_leaves
-from dessilbi_jax.prox.norms import group_norms
+from dessilbi_jax.optimizer.state import get_state, has_lam, shrink_leaves, tie_leaves
+from dessilbi_jax.prox.norms import group_norms, how_many
 from dessilbi_jax.prox.shrink import Shrink, apply_shrink, fraction_of_threshold, select
 
 
@@ -102,7 +102,7 @@ def diagnose(
     w = treedef.flatten_up_to(params)
     squared = inner = jnp.zeros([])
     nearest = 0.0
-    chosen = total = 0
+    chosen, total = 0.0, 0
     before = (
         None if previous_state is None else _rows(treedef, get_state(previous_state, merge=True))
     )
@@ -117,7 +117,7 @@ def diagnose(
         squared += jnp.sum(jnp.abs(difference) ** 2)
         total += v.size
         units = select(v, shrink)
-        chosen += int(jnp.sum(units)) * (v.size // units.size)
+        chosen += float(how_many(units)) * (v.size // units.size)
         moved[i] = v + left * difference
         if before is not None:
             inner += _bregman(v, gamma, shrink, *before[i], kappa=kappa)
@@ -177,7 +177,13 @@ def _warnings(
 ) -> tuple[str, ...]:
     out = []
     count = int(state.count)
-    if steps is not None and density == 0 and nearest <= 1 and math.isfinite(float(state.lam)):
+    if state.auto != () and count > int(state.auto.due):
+        out.append(
+            f"{count} updates of {int(state.auto.due)} planned: dl.auto promises nothing beyond "
+            f"its plan, and the density of Γ has become {density:.2%}; give it the number of "
+            "optimizer updates as steps (not of epochs or batches)"
+        )
+    if steps is not None and density == 0 and nearest <= 1 and has_lam(state):
         out.append(
             f"Γ cannot open within this run: at today's speed the largest ‖V‖ reaches "
             f"{nearest:.2g} of its λ; try dl.auto, or λ below {nearest:.2g} of today's"

@@ -15,6 +15,8 @@ from dessilbi_jax.structure.rules import StructureLike, as_structure
 
 ScalarOrSchedule: TypeAlias = float | jax.Array | Callable[[Any], Any]
 NU = 20.0  # ν where none is given
+# λ where none is in force: no V reaches it. Not infinity, of which `jax_debug_infs` complains.
+CLOSED = 2.0**96
 FEWEST_UPDATES = 20  # before the density is due; with fewer there is nothing to estimate from
 
 
@@ -98,11 +100,19 @@ def auto(
 
     Γ is zero before the first estimate; λ is estimated eight times on the way, last at 0.8 of
     it, from the speed at which V is seen to move, and constant from then on. The share half way
-    is kept below the one asked for, so that the path goes from simple to complex.
+    is kept below the one asked for, so that the path goes from simple to complex. The way begins
+    with the first update whose learning rate is not zero, and where V does not move nothing is
+    estimated.
+
+    A state keeps the plan it was made for. Where it is restored into a transformation with
+    another one (a run made longer or shorter, another density), the estimates are laid anew over
+    the updates that remain; with steps that have passed already nothing is estimated any more,
+    and the λ in force stays.
 
     Args:
-        steps: updates of the run that reach the transformation; with accumulation over k batches
-            that is one for k of them.
+        steps: optimizer updates of the whole run, counted from `init`: updates that reach the
+            transformation, neither epochs nor batches. With accumulation over k batches
+            (`optax.MultiSteps`) divide the number of batches by k.
         density: share of the structured leaves' elements that Γ is to hold, in (0, 1].
         group_density: the same as a share of the groups; exactly one of the two.
         at: fraction of `steps` at which it is to be reached, in (0, 1].
@@ -189,12 +199,12 @@ class Settings:
         return self.learning_rate(count) if callable(self.learning_rate) else self.learning_rate
 
     def lam_at(self, count: jax.Array) -> Any:
-        """λ of an update where it is given, else infinity.
+        """λ of an update where it is given, else `CLOSED`.
 
         As it was given: float64 leaves are thresholded at that, only the state rounds it.
         """
         value = self.lam(count) if callable(self.lam) else self.lam
-        return jnp.inf if value is None or isinstance(value, Auto) else value
+        return CLOSED if value is None or isinstance(value, Auto) else value
 
     def strength_at(self, count: jax.Array) -> Any:
         """The factor of W − Γ in the update: 1/ν, or −learning_rate/ν in a finished one."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dessilbi_jax.optimizer.settings import CLOSED
 from dessilbi_jax.prox.norms import expand
 from dessilbi_jax.prox.shrink import Shrink, apply_shrink, select
 from dessilbi_jax.structure.leaf import LeafGroups
@@ -26,7 +27,8 @@ class SplitLBIState(NamedTuple):
         shrink: `Shrink` of trees: what the step that made V used to turn it into Γ. Its reduced
             axes have length 1: shardings of the parameters apply to `v` and `gamma`, not to it;
             `jax.jit(tx.init)` places it rightly by itself.
-        lam: λ now in force, float32; infinite before the first automatic estimate.
+        lam: λ now in force, float32; 2^96, which no V reaches, where there is none: before the
+            first automatic estimate, and where every rule has its own.
         skipped: entries of V left unchanged so far because W − Γ was not finite, int32.
         auto: `Automatic`, the estimates of λ so far; the empty tuple when λ is given.
         ties: the groups that span leaves, for whoever reads the state: int32 arrays in the shape
@@ -42,6 +44,11 @@ class SplitLBIState(NamedTuple):
     skipped: jax.Array
     auto: Any
     ties: Any = ()
+
+
+def has_lam(state: SplitLBIState) -> Any:
+    """Whether there is a λ by which Γ can open: there is none before the first estimate."""
+    return True if state.auto == () else state.lam < CLOSED
 
 
 def tie_leaves(treedef: Any, ties: Any) -> list[jax.Array | None]:

@@ -31,11 +31,13 @@ from dessilbi_jax.optimizer.state import (
     shrink_trees,
     tie_trees,
 )
-from dessilbi_jax.prox.norms import expand, group_norms
+from dessilbi_jax.prox.norms import expand, group_norms, how_many
 from dessilbi_jax.prox.penalty import shrink_all
 from dessilbi_jax.prox.shrink import Shrink, apply_shrink
 from dessilbi_jax.structure.leaf import LeafGroups
 from dessilbi_jax.structure.rules import may_join, resolve
+
+_MOST = 2**31 - 128  # what float32 and int32 both hold
 
 
 class Leaf(NamedTuple):
@@ -109,7 +111,7 @@ def init(settings: Settings, params: optax.Params) -> SplitLBIState:
         shrink=shrink_trees(treedef, shrink),
         lam=jnp.asarray(lam, jnp.float32),
         skipped=jnp.zeros([], jnp.int32),
-        auto=auto_lam.init(len(places)) if settings.auto else (),
+        auto=auto_lam.init(len(places), settings.auto) if settings.auto else (),
         ties=tie_trees(treedef, groups, may_join(settings.structure)),
     )
 
@@ -230,22 +232,23 @@ def advance(
     lam, found = settings.lam_at(state.count), state.auto
     lams: list[Any] = [lam] * len(places)
     if settings.auto is not None and places:
-
-        def speeds() -> list[jax.Array]:
-            # Also of frozen groups: those that a new λ closes set off again.
-            each = [
-                w[leaf.place].astype(leaf.v.dtype) - apply_shrink(v[leaf.place], leaf.shrink)
-                for leaf in now.leaves
-            ]
-            return [jnp.where(jnp.isfinite(x), x, 0) for x in each]
-
-        clock = functools.partial(
-            auto_lam.travel, settings.learning_rate, kappa=settings.kappa, nu=settings.nu
-        )
+        penalties = tuple(settings.penalty_of(leaf) for leaf in groups)
+        schedule = settings.learning_rate if callable(settings.learning_rate) else None
         lam, found = auto_lam.estimate(
-            state.auto, state.lam, groups, [settings.penalty_of(leaf) for leaf in groups],
-            [v[i] for i in places], speeds, count, settings.auto, clock,
-        )  # fmt: skip
+            state.auto,
+            state.lam,
+            auto_lam.Frame(tuple(groups), penalties, settings.auto.by_group, schedule),
+            auto_lam.Moment(
+                [v[i] for i in places],
+                [w[i] for i in places],
+                [leaf.shrink for leaf in now.leaves],
+                count,
+                now.rate,
+                settings.kappa,
+                settings.nu,
+                auto_lam.Plan.of(settings.auto),
+            ),
+        )
         lams = [lam * relative for relative in found.scale]
     squares = [made[i].square if i in made else None for i in places]
     each = _shrinks(settings, groups, [v[i] for i in places], lams, squares)
@@ -268,7 +271,8 @@ def advance(
         gamma=gamma,
         shrink=shrink_trees(now.treedef, shrink),
         lam=jnp.asarray(lam, jnp.float32),
-        skipped=state.skipped + failed,
+        # Not beyond what an int32 holds.
+        skipped=state.skipped + jnp.minimum(failed, _MOST - state.skipped),
         auto=found,
         ties=state.ties,
     )
@@ -295,7 +299,12 @@ def not_finite(leaves: Sequence[Leaf]) -> jax.Array:
     Γ is finite since V is kept so: it is W that can fail. Sums of squares tell whether it has:
     the one reduction that XLA does at the speed of memory on every backend.
     """
+    return _count_not_finite([leaf.w for leaf in leaves]) if leaves else jnp.zeros([], jnp.int32)
 
+
+# By itself, so that outside of `jax.jit` it is compiled once and not in every update.
+@functools.partial(jax.jit, inline=True)
+def _count_not_finite(w: list[jax.Array]) -> jax.Array:
     def square(x: jax.Array) -> jax.Array:
         x = write_order.apart(x)[0].astype(jnp.promote_types(x.dtype, jnp.float32))
         whole: jax.Array = jnp.sum(jnp.real(x * jnp.conj(x)))
@@ -305,11 +314,9 @@ def not_finite(leaves: Sequence[Leaf]) -> jax.Array:
         bad = [~jnp.isfinite(x) for x in w]
         if any(write_order.matters(x) for x in w):  # one sum compiles sooner than many
             bad = [jnp.concatenate([x.ravel() for x in bad])]
-        return functools.reduce(jnp.add, [jnp.sum(x, dtype=jnp.int32) for x in bad])
+        total = functools.reduce(jnp.add, map(how_many, bad))
+        return jnp.minimum(total, _MOST).astype(jnp.int32)
 
-    if not leaves:
-        return jnp.zeros([], jnp.int32)
-    w = [leaf.w for leaf in leaves]
     finite: jax.Array = jnp.isfinite(jnp.stack([square(x) for x in w])).all()
     failed: jax.Array = jax.lax.cond(finite, lambda _: jnp.int32(0), count, w)
     return failed

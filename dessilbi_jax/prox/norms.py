@@ -1,5 +1,6 @@
-"""Sums and Euclidean norms of groups."""
+"""Counts, sums and Euclidean norms of groups."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -8,6 +9,29 @@ import jax.numpy as jnp
 
 from dessilbi_jax.prox.joint import joint_sums
 from dessilbi_jax.structure.joint import Numbers
+
+_CHUNK = 2**30  # elements that are counted in one integer
+
+
+def how_many(chosen: jax.Array) -> jax.Array:
+    """How many entries are True, in float32, of arrays of any size.
+
+    Counted in integers, since float32 would stop at 2^24, up to the 2^31 where these would stop.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dessilbi_jax.prox.norms import how_many
+        >>> float(how_many(jnp.array([[True, False], [True, True]])))
+        3.0
+    """
+    whole = chosen.ndim
+    while whole and math.prod(chosen.shape[whole - 1 :]) <= _CHUNK:
+        whole -= 1
+    if whole == chosen.ndim and whole:  # an axis that is too long by itself
+        parts = range(0, chosen.shape[-1], _CHUNK)
+        return functools.reduce(jnp.add, [how_many(chosen[..., i : i + _CHUNK]) for i in parts])
+    counts = jnp.sum(chosen, axis=tuple(range(whole, chosen.ndim)), dtype=jnp.int32)
+    return jnp.sum(counts.astype(jnp.float32))
 
 
 def group_sum(x: jax.Array, counts: tuple[int, ...]) -> jax.Array:

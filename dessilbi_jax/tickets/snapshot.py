@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dessilbi_jax.optimizer.state import SplitLBIState
+from dessilbi_jax.optimizer.state import SplitLBIState, has_lam
 from dessilbi_jax.prox.shrink import Shrink, fraction_of_threshold, select
 from dessilbi_jax.tree import leaf_paths, to_host
 
@@ -69,5 +69,6 @@ def _units(state: SplitLBIState) -> tuple[dict[str, jax.Array], dict[str, jax.Ar
         beyond = leaf.strength
         if leaf.threshold.dtype != bool:
             beyond = fraction_of_threshold(v, v, leaf)
-        strength[path] = beyond.astype(jnp.float32)
+        # Without a λ there is nothing to tell units apart by.
+        strength[path] = jnp.where(has_lam(state), beyond, 0).astype(jnp.float32)
     return chosen, strength

@@ -114,6 +114,19 @@ def test_density_is_within_a_fifth_of_the_one_asked(name):
 
 
 @pytest.mark.slow
+def test_a_rest_in_training_opens_nothing():
+    """At first, and on the way over two moments of estimates."""
+    rates = [optax.constant_schedule(rate) for rate in (0.0, 0.02, 0.0, 0.02)]
+    rate = optax.join_schedules(rates, [50, 90, 130])
+    tx = dl.dessilbi(
+        rate, nu=50.0, lam=dl.auto(density=0.1, steps=STEPS), momentum=0.9, structure=dl.weights
+    )
+    _, _, path = run(tx)
+    assert path.density()[-1] == pytest.approx(0.1, rel=0.2)
+    assert path.density().max() <= 0.13
+
+
+@pytest.mark.slow
 def test_half_of_the_filters():
     structure = dl.filters.replace(dense=None)
     tx = dl.dessilbi(

@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 
 import dessilbi_jax as dl
+from dessilbi_jax.optimizer.state import has_lam
 from dessilbi_jax.tickets.snapshot import observe
 from dessilbi_jax.train.step import TrainState
 
 
 def lam_in_force(state: TrainState) -> float | None:
     """Returns λ, None before the first automatic estimate."""
-    lam = float(dl.get_state(state.opt_state).lam)
-    return lam if math.isfinite(lam) else None
+    split = dl.get_state(state.opt_state)
+    return float(split.lam) if has_lam(split) else None
 
 
 def lam_estimates(state: TrainState) -> list[list[float]]:
