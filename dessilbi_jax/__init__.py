@@ -39,6 +39,7 @@ from dessilbi_jax.structure import (
     neurons,
     rows,
     slices,
+    stacked,
     weights,
 )
 from dessilbi_jax.tickets import (
@@ -94,6 +95,7 @@ __all__ = [
     "slices",
     "slim",
     "sparse_group_lasso",
+    "stacked",
     "step_size_bound",
     "support",
     "toolbox",

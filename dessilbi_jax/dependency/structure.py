@@ -8,7 +8,7 @@ import numpy as np
 from dessilbi_jax.dependency.groups import ChannelGroups
 from dessilbi_jax.dependency.reasons import Reason
 from dessilbi_jax.structure.leaf import LeafGroups
-from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths
+from dessilbi_jax.tree import dtype_of, find_leaf, is_inexact, leaf_paths, shape_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Channels:
         return [self._leaf(path, leaf) for path, leaf in leaf_paths(params)]
 
     def _leaf(self, path: str, leaf: Any) -> LeafGroups:
-        shape = tuple(leaf.shape)
+        shape = shape_of(leaf)
         traced = find_leaf(self.groups.shapes, path)
         if self.groups.shapes[traced] != shape:
             raise ValueError(
@@ -45,7 +45,7 @@ class Channels:
                 "dl.channel_groups for this network"
             )
         if not is_inexact(leaf):
-            return LeafGroups(path, shape, None, reason=f"holds {leaf.dtype}")
+            return LeafGroups(path, shape, None, reason=f"holds {dtype_of(leaf)}")
         if self.members == "kernels" and len(shape) < 2:
             return LeafGroups(path, shape, None, reason="not a kernel")
         for axis, size in enumerate(shape):

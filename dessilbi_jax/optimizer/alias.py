@@ -21,7 +21,7 @@ from dessilbi_jax.optimizer.settings import NU, Lam, ScalarOrSchedule, Settings,
 from dessilbi_jax.prox.penalty import Penalty
 from dessilbi_jax.structure.named import filters
 from dessilbi_jax.structure.rules import StructureLike
-from dessilbi_jax.tree import leaf_paths
+from dessilbi_jax.tree import leaf_paths, shape_of, words
 
 
 def add_split_lbi(
@@ -176,7 +176,8 @@ def dessilbi(
             leaves W and V of groups alone that are selected already. Momentum goes on; groups of
             single elements are never frozen.
         weight_decay_mask: tree or callable as for `optax.add_decayed_weights`. By default
-            leaves with two axes or more; the toolbox also skips paths containing 'bn'.
+            leaves with two axes or more; the toolbox also skips those with a `bn` in their path,
+            as a word by itself (`bn1`, `layer_bn`, `BN_0`; not `subnet`).
         accumulator_dtype: dtype of the momentum, as in `optax.trace`.
 
     Returns:
@@ -222,7 +223,7 @@ def dessilbi(
 
 
 def _decayed(params: Any, skip: str | None) -> Any:
-    """True for the leaves that are decayed: two axes or more, and no `skip` in the path."""
+    """True for the leaves that are decayed: two axes or more, and no word `skip` in the path."""
     named = leaf_paths(params)
-    flags = [leaf.ndim >= 2 and not (skip and skip in path) for path, leaf in named]
+    flags = [len(shape_of(leaf)) >= 2 and skip not in words(path) for path, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(params), flags)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dessilbi_jax.optimizer import auto_lam
 from dessilbi_jax.optimizer.settings import NU, Auto
-from dessilbi_jax.optimizer.state import get_state, shrink_leaves
+from dessilbi_jax.optimizer.state import get_state, is_hidden, laid_on, shrink_leaves
 from dessilbi_jax.prox.penalty import Penalty
 from dessilbi_jax.prox.shrink import apply_shrink
 from dessilbi_jax.structure.rules import StructureLike, resolve
@@ -50,7 +50,8 @@ def calibrate(
         density: wanted share of the structured leaves' elements, in (0, 1].
         group_density: the same as a share of the groups; exactly one of the two.
         at: fraction of `steps` at which it is wanted.
-        probe: optimizer state of a run with the same settings, ideally before Γ opened.
+        probe: optimizer state of a run with the same settings, ideally before Γ opened. Leaves
+            that are hidden from it (`optax.partition`, `optax.masked`) do not count.
 
     Returns:
         λ.
@@ -79,7 +80,11 @@ def calibrate(
             "calibrate finds one λ for all leaves, but a rule has its own; leave it out, or use "
             "dl.auto, which takes the rules' λ as relative weights"
         )
-    kept = [i for i, leaf in enumerate(leaves) if leaf.counts is not None]
+    state = None if probe is None else laid_on(get_state(probe, merge=True), params)
+    seen = [True] * len(leaves)
+    if state is not None:
+        seen = [not is_hidden(v) for v in treedef.flatten_up_to(state.v)]
+    kept = [i for i, leaf in enumerate(leaves) if leaf.counts is not None and seen[i]]
     groups = [leaves[i] for i in kept]
     penalties = [leaf.penalty or penalty or Penalty() for leaf in groups]
     w = [treedef.flatten_up_to(params)[i] for i in kept]
@@ -89,12 +94,11 @@ def calibrate(
         return auto_lam.level(groups, penalties, one, lambda: v, target.share, target.by_group)
 
     decay: Any = jnp.asarray(kappa, jnp.float32)
-    if probe is None:
+    if state is None:
         done = 0
         v = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in w]
         speed = [x.astype(a.dtype) for x, a in zip(w, v, strict=True)]
     else:
-        state = get_state(probe, merge=True)
         done = int(state.count)
         if done >= target.due:
             raise ValueError(

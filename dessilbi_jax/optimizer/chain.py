@@ -26,7 +26,7 @@ import optax
 
 from dessilbi_jax.optimizer import step, write_order
 from dessilbi_jax.optimizer.settings import Settings
-from dessilbi_jax.optimizer.state import SplitLBIState
+from dessilbi_jax.optimizer.state import SplitLBIState, check_type
 from dessilbi_jax.prox.norms import expand
 
 Freeze: TypeAlias = bool | jax.Array | Callable[[Any], Any]
@@ -84,6 +84,7 @@ def around(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, DessiLBIState]:
+        check_type(state, DessiLBIState)
         now = step.read(settings, state.split, params)
         stops = _stops(freeze, now)
         direction, first_state = first.update(updates, state.before, params, **extra)

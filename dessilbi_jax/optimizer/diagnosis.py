@@ -11,7 +11,14 @@ import numpy as np
 
 from dessilbi_jax.optimizer import auto_lam
 from dessilbi_jax.optimizer.settings import NU
-from dessilbi_jax.optimizer.state import get_state, has_lam, shrink_leaves, tie_leaves
+from dessilbi_jax.optimizer.state import (
+    get_state,
+    has_lam,
+    is_hidden,
+    laid_on,
+    shrink_leaves,
+    tie_leaves,
+)
 from dessilbi_jax.prox.norms import group_norms, how_many
 from dessilbi_jax.prox.shrink import Shrink, apply_shrink, fraction_of_threshold, select
 
@@ -67,7 +74,8 @@ def diagnose(
 
     Args:
         loss: parameters → scalar, for instance on a fixed batch.
-        params: W, as it is with `state`.
+        params: W, as it is with `state`. Leaves that are hidden from it (`optax.partition`,
+            `optax.masked`) count for the loss alone.
         state: optimizer state.
         previous_state: the one a step before, for the Lyapunov value.
         learning_rate, nu, kappa: those of the transformation.
@@ -98,14 +106,15 @@ def diagnose(
             raise ValueError(f"{name} must be positive and finite, got {value}")
     now = get_state(state, merge=True)
     treedef: Any = jax.tree.structure(params)
+    now = laid_on(now, params)
     rows = _rows(treedef, now)
     w = treedef.flatten_up_to(params)
     squared = inner = jnp.zeros([])
     nearest = 0.0
     chosen, total = 0.0, 0
-    before = (
-        None if previous_state is None else _rows(treedef, get_state(previous_state, merge=True))
-    )
+    before = None
+    if previous_state is not None:
+        before = _rows(treedef, laid_on(get_state(previous_state, merge=True), params))
     count = int(now.count)
     left = 0.0
     if steps is not None:
@@ -138,10 +147,11 @@ def diagnose(
 
 
 def _rows(treedef: Any, state: Any) -> dict[int, tuple[jax.Array, Shrink]]:
-    """V and `Shrink` of the structured leaves, by their place."""
+    """V and `Shrink` of the structured leaves that the state sees, by their place."""
     v = treedef.flatten_up_to(state.v)
     shrink = shrink_leaves(treedef, state.shrink)
-    return {i: (v[i], shrink[i]) for i in range(len(v)) if v[i].dtype != bool}
+    seen = [i for i, x in enumerate(v) if not is_hidden(x) and x.dtype != bool]
+    return {i: (v[i], shrink[i]) for i in seen}
 
 
 def _joint_norms(

@@ -20,13 +20,17 @@ class SplitLBIState(NamedTuple):
     All trees have the parameters' structure. Dense leaves hold bool arrays (one byte an element
     in `v` and in a stored `gamma`) and are told apart by that dtype.
 
+    `tx.init(params)`, called outside of `jax.jit`, lays V and Γ on the devices as the parameters
+    lie; so does `jax.jit(tx.init)` on meshes with Explicit axes. On Auto axes a compiled `init`
+    does not see where the parameters lie, and what it makes is on one device: there call it
+    outside, or give `out_shardings`.
+
     Attributes:
         count: updates made, int32.
         v: V, in the parameters' shapes, float32 or wider.
         gamma: Γ, likewise; the empty tuple when lean.
         shrink: `Shrink` of trees: what the step that made V used to turn it into Γ. Its reduced
-            axes have length 1: shardings of the parameters apply to `v` and `gamma`, not to it;
-            `jax.jit(tx.init)` places it rightly by itself.
+            axes have length 1: shardings of the parameters apply to `v` and `gamma`, not to it.
         lam: λ now in force, float32; 2^96, which no V reaches, where there is none: before the
             first automatic estimate, and where every rule has its own.
         skipped: entries of V left unchanged so far because W − Γ was not finite, int32.
@@ -46,6 +50,12 @@ class SplitLBIState(NamedTuple):
     ties: Any = ()
 
 
+_RESTORE = (
+    "a state that was restored without a target has lost its types: restore onto "
+    "jax.eval_shape(tx.init, params)"
+)
+
+
 def has_lam(state: SplitLBIState) -> Any:
     """Whether there is a λ by which Γ can open: there is none before the first estimate."""
     return True if state.auto == () else state.lam < CLOSED
@@ -55,7 +65,8 @@ def tie_leaves(treedef: Any, ties: Any) -> list[jax.Array | None]:
     """The joint group numbers of each leaf, from the `ties` of a state; None where it has none."""
     if isinstance(ties, tuple) and ties == ():
         return [None] * treedef.num_leaves
-    return [None if tie.dtype == bool else tie for tie in treedef.flatten_up_to(ties)]
+    flat = treedef.flatten_up_to(ties)
+    return [None if is_hidden(tie) or tie.dtype == bool else tie for tie in flat]
 
 
 def tie_trees(treedef: Any, leaves: Sequence[LeafGroups], may_join: bool) -> Any:
@@ -89,6 +100,19 @@ def shrink_trees(treedef: Any, leaves: Sequence[Shrink]) -> Shrink:
     return Shrink(*(jax.tree.unflatten(treedef, [s[k] for s in leaves]) for k in range(3)))
 
 
+def check_type(state: Any, expected: type) -> None:
+    """A state of another transformation, or one that lost its types on the disk, is an error.
+
+    Raises:
+        TypeError: saying what to do.
+    """
+    if not isinstance(state, expected):
+        raise TypeError(
+            f"expected a {expected.__name__}, got {type(state).__name__}: give the state that "
+            f"init of this same transformation made; {_RESTORE}"
+        )
+
+
 def check_state(
     groups: Sequence[LeafGroups], treedef: Any, state: SplitLBIState, lean: bool, auto: bool
 ) -> None:
@@ -98,11 +122,7 @@ def check_state(
         ValueError: naming the first leaf that differs.
         TypeError: for a state of another transformation.
     """
-    if not isinstance(state, SplitLBIState):
-        raise TypeError(
-            f"expected a SplitLBIState, got {type(state).__name__}; give the state that init of "
-            "this same transformation made"
-        )
+    check_type(state, SplitLBIState)
     hint = "it was made for other parameters or another structure; call init again"
     try:
         v = treedef.flatten_up_to(state.v)
@@ -163,7 +183,7 @@ def get_state(opt_state: Any, *, merge: bool = False) -> SplitLBIState:
     if not found:
         raise ValueError(
             "no SplitLBIState in this optimizer state; was it made by dl.dessilbi, "
-            "dl.add_split_lbi or dl.wrap?"
+            f"dl.add_split_lbi or dl.wrap? {_RESTORE.capitalize()}"
         )
     if len(found) == 1:
         return found[0][1]
@@ -244,19 +264,53 @@ def _is_state(x: Any) -> bool:
     return isinstance(x, SplitLBIState)
 
 
-def _is_hidden(x: Any) -> bool:
+def is_hidden(x: Any) -> bool:
+    """Whether a leaf, or all of a branch, was hidden from a transformation by `optax.masked`."""
     return isinstance(x, optax.MaskedNode)
+
+
+def laid_on(state: SplitLBIState, params: Any) -> SplitLBIState:
+    """The state with trees that hide leaf by leaf what they hide of the parameters.
+
+    Where `optax.partition` or `optax.masked` is given labels of whole branches, one node stands
+    for all the leaves of a branch.
+
+    Raises:
+        ValueError: parameters of another tree.
+    """
+
+    def spread(tree: Any) -> Any:
+        if isinstance(tree, tuple) and tree == ():
+            return tree
+        return jax.tree.map(
+            lambda x, branch: jax.tree.map(lambda _: x, branch) if is_hidden(x) else x,
+            tree, params, is_leaf=is_hidden,
+        )  # fmt: skip
+
+    try:
+        return state._replace(
+            v=spread(state.v),
+            gamma=spread(state.gamma),
+            shrink=Shrink(*map(spread, state.shrink)),
+            ties=spread(state.ties),
+        )
+    except ValueError as error:
+        here, there = jax.tree.leaves(params), jax.tree.leaves(state.v, is_leaf=is_hidden)
+        raise ValueError(
+            f"the parameters, with {len(here)} leaves, do not fit the state, which was made for "
+            f"{len(there)}: give those that it belongs to ({error})"
+        ) from None
 
 
 def _overlay(trees: Sequence[Any]) -> Any:
     """Every leaf from the first tree that does not hide it."""
     flat: list[tuple[list[Any], Any]] = [
-        jax.tree.flatten(tree, is_leaf=_is_hidden) for tree in trees
+        jax.tree.flatten(tree, is_leaf=is_hidden) for tree in trees
     ]
     if any(treedef != flat[0][1] for _, treedef in flat):
         raise ValueError("states of different parameter trees cannot be merged; pick one")
     leaves = [
-        next((x for x in column if not _is_hidden(x)), column[0])
+        next((x for x in column if not is_hidden(x)), column[0])
         for column in zip(*(leaves for leaves, _ in flat), strict=True)
     ]
     return jax.tree.unflatten(flat[0][1], leaves)
@@ -268,13 +322,13 @@ def _overlay_ties(states: Sequence[SplitLBIState]) -> Any:
         return ()
     trees, start = [], jnp.int32(0)
     for state in states:
-        v, treedef = jax.tree.flatten(state.v, is_leaf=_is_hidden)
-        ties = jax.tree.leaves(state.ties, is_leaf=_is_hidden) or [
-            x if _is_hidden(x) else jnp.zeros((1,) * x.ndim, bool) for x in v
+        v, treedef = jax.tree.flatten(state.v, is_leaf=is_hidden)
+        ties = jax.tree.leaves(state.ties, is_leaf=is_hidden) or [
+            x if is_hidden(x) else jnp.zeros((1,) * x.ndim, bool) for x in v
         ]
-        joint = [x for x in ties if not _is_hidden(x) and x.dtype != bool]
+        joint = [x for x in ties if not is_hidden(x) and x.dtype != bool]
         shift = start - functools.reduce(jnp.minimum, [jnp.min(x) for x in joint], start)
-        ties = [x if _is_hidden(x) or x.dtype == bool else x + shift for x in ties]
+        ties = [x if is_hidden(x) or x.dtype == bool else x + shift for x in ties]
         start = functools.reduce(jnp.maximum, [jnp.max(x) + shift + 1 for x in joint], start)
         trees.append(jax.tree.unflatten(treedef, ties))
     return _overlay(trees)
@@ -284,9 +338,11 @@ def _map_leaves(
     function: Callable[..., Any], state: SplitLBIState, params: Any, hidden: Callable[[Any], Any]
 ) -> Any:
     """`function(v, stored Γ or None, Shrink, parameter or None)` over the leaves of a state."""
-    v, treedef = jax.tree.flatten(state.v, is_leaf=_is_hidden)
+    if params is not None:
+        state = laid_on(state, params)
+    v, treedef = jax.tree.flatten(state.v, is_leaf=is_hidden)
     if params is None:
-        if any(_is_hidden(leaf) for leaf in v):
+        if any(is_hidden(leaf) for leaf in v):
             raise ValueError(
                 "some leaves are hidden from this state (optax.masked or optax.partition); give "
                 "the parameters as params= to fill them in"
@@ -294,14 +350,10 @@ def _map_leaves(
         given = [None] * len(v)
     else:
         given, treedef = jax.tree.flatten(params)
-        if len(given) != len(v):
-            raise ValueError(
-                f"the parameters have {len(given)} leaves, the state was made for {len(v)}"
-            )
-    flat = [jax.tree.leaves(tree, is_leaf=_is_hidden) for tree in state.shrink]
-    stored = jax.tree.leaves(state.gamma, is_leaf=_is_hidden) or [None] * len(v)
+    flat = [jax.tree.leaves(tree, is_leaf=is_hidden) for tree in state.shrink]
+    stored = jax.tree.leaves(state.gamma, is_leaf=is_hidden) or [None] * len(v)
     out = [
-        hidden(p) if _is_hidden(leaf) else function(leaf, g, Shrink(*s), p)
+        hidden(p) if is_hidden(leaf) else function(leaf, g, Shrink(*s), p)
         for leaf, g, s, p in zip(v, stored, zip(*flat, strict=True), given, strict=True)
     ]
     return jax.tree.unflatten(treedef, out)

@@ -35,6 +35,7 @@ from dessilbi_jax.prox.norms import expand, group_norms, how_many
 from dessilbi_jax.prox.penalty import shrink_all
 from dessilbi_jax.prox.shrink import Shrink, apply_shrink
 from dessilbi_jax.structure.leaf import LeafGroups
+from dessilbi_jax.structure.named import warn_of_unread
 from dessilbi_jax.structure.rules import may_join, resolve
 
 _MOST = 2**31 - 128  # what float32 and int32 both hold
@@ -91,6 +92,7 @@ class Reading(NamedTuple):
 def init(settings: Settings, params: optax.Params) -> SplitLBIState:
     """The state before the first update: V = 0 and Γ = 0."""
     groups = resolve(settings.structure, params)
+    warn_of_unread(groups)
     treedef = jax.tree.structure(params)
     # Twice, not shared: V and Γ as one array could not both be donated.
     v, gamma = (
@@ -344,7 +346,7 @@ def _zeros(leaf: LeafGroups, p: Any) -> jax.Array:
     dtype = bool if leaf.counts is None else jnp.promote_types(p.dtype, jnp.float32)
     if isinstance(p, jax.Array):
         return jnp.zeros_like(p, dtype)  # keeps the sharding
-    return jnp.zeros(p.shape, dtype)
+    return jnp.zeros(leaf.shape, dtype)
 
 
 def _nothing(leaf: LeafGroups) -> Shrink:

@@ -19,6 +19,7 @@ from dessilbi_jax.structure.named import (
     neurons,
     rows,
     slices,
+    stacked,
     weights,
 )
 from dessilbi_jax.structure.rules import Rules, StructureLike, as_structure, resolve
@@ -45,5 +46,6 @@ __all__ = [
     "resolve",
     "rows",
     "slices",
+    "stacked",
     "weights",
 ]

@@ -19,6 +19,8 @@ class LeafGroups:
         lam: λ of this leaf's own rule, or None to follow the transformation's λ.
         penalty: penalty of this leaf's own rule, or None for the transformation's.
         reason: why the leaf is dense, when it is.
+        unread: whether it is a kernel that is dense only because the structure cannot tell what
+            its axes mean.
         joint: the joint group of every cell of the grid, row-major, or None where the leaf's
             groups are its own. Cells with the same number, of this or of several leaves, are one
             group, and the norm of V runs over all of them.
@@ -38,6 +40,7 @@ class LeafGroups:
     reason: str = ""
     joint: tuple[int, ...] | None = None
     kind: Hashable = None
+    unread: bool = False
 
     def __post_init__(self) -> None:
         if self.joint is not None and len(self.joint) != self.groups:

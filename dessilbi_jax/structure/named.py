@@ -16,10 +16,13 @@ of `rules.py` choose it by the leaf's path. Everything here is plain Python on s
 """
 
 import dataclasses
+import math
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from dessilbi_jax.structure.leaf import LeafGroups
-from dessilbi_jax.tree import is_inexact, leaf_paths
+from dessilbi_jax.tree import dtype_of, is_inexact, leaf_paths, shape_of, words
 
 # The axes of a kernel by what they mean: h, w, d space, i input, o output.
 _LAYOUTS = {
@@ -34,26 +37,32 @@ class Structure:
     """A named choice of groups for whole networks, and a spec to use in rules.
 
     Applied to a parameter tree, it looks at leaves named `kernel` or `w` (axes HWIO; dense:
-    inputs, outputs) and `weight` (axes OIHW; dense: outputs, inputs) with 2, 4 or 5 axes. All
-    other leaves, and those with `embed` in their path, are dense. Inside a rule it applies to
-    the leaf that the rule names, whatever that leaf is called.
+    inputs, outputs) and `weight` (axes OIHW; dense: outputs, inputs) with 2 axes or more. All
+    other leaves, and those with a word such as `Embed_0` or `token_embedding` in their path, are
+    dense. Inside a rule it applies to the leaf that the rule names, whatever that leaf is called.
+
+    Four axes are always read as a convolution's and five as a 3-D one's. With any other number of
+    axes a kernel may be many things (a 1-D convolution, attention, a stack of layers): where the
+    groups depend on what the axes mean it stays dense, and `init` of the optimizer warns of it.
+    Name such kernels by a rule, stacks of layers with `dl.stacked`.
 
     Attributes:
         name: printed name; it decides nothing.
         conv: the meanings (letters of `dhwio`) of the axes that index groups in convolution
             kernels; '*' stands for every axis, None leaves convolutions dense.
         dense: the same for kernels with two axes.
-        other: the same for leaves with any other number of axes, which a rule names: '*' for every
-            axis, '' for none, or None where groups have no meaning there.
+        other: the same for leaves with any other number of axes: '*' for every axis, '' for none,
+            or None where that cannot be told without knowing what the axes mean.
         block: lengths of the blocks along (inputs, outputs), or None.
         heads: number of equal pieces the head axis is cut into, or 0.
         inputs: with `heads`, cut the input axis instead of the output axis.
         layout: 'HWIO' or 'OIHW' to override what a leaf's name says.
         as_stored: take kernels with two axes as matrices, their first axis for the inputs and their
             second for the outputs, whatever the layout.
+        stacked: number of leading axes that count layers; groups lie inside of each layer.
 
     Raises:
-        ValueError: another layout, or letters in `other`.
+        ValueError: another layout, letters in `other`, or a negative `stacked`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,8 +83,11 @@ class Structure:
     layout: str | None = None
     other: str | None = None
     as_stored: bool = False
+    stacked: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.stacked, bool) or not isinstance(self.stacked, int) or self.stacked < 0:
+            raise ValueError(f"stacked must be a number of leading axes ≥ 0, got {self.stacked!r}")
         if self.layout is not None and self.layout not in _LAYOUTS:
             raise ValueError(f"layout must be one of {sorted(_LAYOUTS)}, got {self.layout!r}")
         if self.other not in (None, "", "*"):
@@ -99,13 +111,18 @@ class Structure:
         Raises:
             ValueError: where this structure has no meaning for a leaf of that shape.
         """
+        if self.stacked:
+            layers, one = shape[: self.stacked], shape[self.stacked :]
+            if not one:
+                raise ValueError(f"'{self.name}' needs more than {self.stacked} axes")
+            return layers + self.replace(stacked=0).counts(path, one)
         if self.heads:
             return self._head_counts(path, shape)
         axes = self._axes(path, len(shape))
         by_rank = {2: self.dense, 4: self.conv, 5: self.conv}
         indexing = by_rank.get(len(shape), self.other)
         if indexing is None:
-            raise ValueError(f"'{self.name}' has no meaning for {len(shape)} axes")
+            raise ValueError(f"'{self.name}' has no meaning for {_axes(len(shape))}")
         if self.block is not None:
             return self._block_counts(axes, shape)
         return tuple(
@@ -142,25 +159,29 @@ class Structure:
         return [self._resolve_leaf(path, leaf) for path, leaf in leaf_paths(params)]
 
     def _resolve_leaf(self, path: str, leaf: Any) -> LeafGroups:
-        shape = tuple(leaf.shape)
+        shape = shape_of(leaf)
+        rank = len(shape) - self.stacked
 
-        def dense(reason: str) -> LeafGroups:
-            return LeafGroups(path, shape, None, reason=reason)
+        def dense(reason: str, unread: bool = False) -> LeafGroups:
+            return LeafGroups(path, shape, None, reason=reason, unread=unread)
 
         if not is_inexact(leaf):
-            return dense(f"holds {leaf.dtype}")
-        if "embed" in path.lower():
+            return dense(f"holds {dtype_of(leaf)}")
+        if _embeds(path):
             return dense("an embedding")
         if path.rpartition("/")[2] not in _NAME_LAYOUT:
             return dense("not named kernel, w or weight")
-        if self.heads and len(shape) != 3:
+        if rank < 2:
+            layer = " inside of each layer" if self.stacked else ""
+            return dense(f"{_axes(max(rank, 0))}{layer}, no kernel", unread=len(shape) > 1)
+        if self.heads and rank != 3:
             return dense("heads of two-axis kernels are chosen by a rule")
-        if len(shape) not in (2, 4, 5) and not self.heads:
-            return dense(f"{len(shape)} axes, neither dense nor convolution")
         try:
             counts = self.counts(path, shape)
         except ValueError as error:
-            return dense(str(error))
+            ours = self.conv is not None and not self.heads  # not for matrices or heads alone
+            unread = ours and (self.block is not None or rank not in _LAYOUTS["HWIO"])
+            return dense(str(error), unread)
         name = "weights" if counts == shape else self.name
         return LeafGroups(path, shape, counts, name, kind=self.kind)
 
@@ -173,6 +194,78 @@ slices = Structure("slices", conv="io", dense="*")
 rows = Structure("rows", conv=None, dense="i", as_stored=True)
 columns = Structure("columns", conv=None, dense="o", as_stored=True)
 layers = Structure("layers", conv="", dense="", other="")
+
+
+def stacked(structure: Structure, axes: int = 1) -> Structure:
+    """The groups of a structure in every layer of a stack.
+
+    Layers that are scanned over (`nnx.scan`, `nn.scan`, `jax.vmap` over initialisations) hold
+    their weights in one leaf each, whose leading axes count the layers.
+
+    Args:
+        structure: the groups of one layer.
+        axes: how many leading axes count layers.
+
+    Raises:
+        TypeError: for axes instead of a structure: those name the leading axes themselves.
+        ValueError: fewer than one axis.
+
+    Example:
+        >>> import dessilbi_jax as dl
+        >>> dl.stacked(dl.neurons).counts("layers/kernel", (12, 64, 32))
+        (12, 1, 32)
+    """
+    if not isinstance(structure, Structure):
+        raise TypeError(
+            f"stacked takes a named structure such as dl.filters, got {structure!r}; to name axes "
+            "give the leading ones too, as in (0, -1)"
+        )
+    if isinstance(axes, bool) or not isinstance(axes, int) or axes < 1:
+        raise ValueError(f"axes must be a number of leading axes ≥ 1, got {axes!r}")
+    return structure.replace(name=f"stacked {structure.name}", stacked=structure.stacked + axes)
+
+
+def kernel_sizes(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
+    """By path, the elements of the leaves that are kernels by name and number of axes.
+
+    Args:
+        shapes: (path, shape) of every leaf.
+    """
+    return {
+        path: math.prod(shape)
+        for path, shape in shapes
+        if len(shape) > 1 and path.rpartition("/")[2] in _NAME_LAYOUT and not _embeds(path)
+    }
+
+
+def warn_of_unread(leaves: Sequence[LeafGroups]) -> None:
+    """Warns of kernels that are dense only because their groups cannot be told.
+
+    Rules are definite: whatever they leave dense is dense by what they say.
+    """
+    unread = [leaf for leaf in leaves if leaf.unread]
+    if not unread:
+        return
+    every = sum(kernel_sizes([(leaf.path, leaf.shape) for leaf in leaves]).values())
+    share = sum(leaf.size for leaf in unread) / max(every, 1)
+    names = [f"{leaf.path} {leaf.shape}: {leaf.reason}" for leaf in unread[:4]]
+    names += ["…"] * (len(unread) > 4)
+    warnings.warn(
+        f"{100 * share:.3g} % of the weights of kernels stay dense ({'; '.join(names)}). Name "
+        f"them by a rule, as in [('{unread[0].path}', (-1,)), ('kernel$', dl.filters)]: with the "
+        "axes that index the groups, with dl.stacked(…) for layers in one leaf, or with None to "
+        "leave them dense; dl.weights takes every kernel",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _embeds(path: str) -> bool:
+    return any(word.startswith("embed") for word in words(path))
+
+
+def _axes(n: int) -> str:
+    return f"{n} axis" if n == 1 else f"{n} axes"
 
 
 def blocks(shape: tuple[int, int], layout: str | None = None) -> Structure:

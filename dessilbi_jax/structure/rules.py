@@ -10,7 +10,7 @@ import jax
 from dessilbi_jax.structure.joint import check_joint
 from dessilbi_jax.structure.leaf import LeafGroups
 from dessilbi_jax.structure.named import Structure
-from dessilbi_jax.tree import is_inexact, leaf_paths
+from dessilbi_jax.tree import dtype_of, is_function, is_inexact, leaf_paths, shape_of
 
 
 class Resolves(Protocol):
@@ -40,7 +40,7 @@ class Rules:
 
     Raises:
         ValueError: a rule that matches nothing or is wholly hidden by earlier ones (the paths
-            there are get listed), or an axis out of range.
+            there are get listed), or an axis that is out of range or given twice.
         TypeError: a rule of another form.
 
     Example:
@@ -70,7 +70,7 @@ class Rules:
             for i in hits[1:]:
                 hidden[i] += 1
             if not hits:
-                out.append(LeafGroups(path, tuple(leaf.shape), None, reason="no rule names it"))
+                out.append(LeafGroups(path, shape_of(leaf), None, reason="no rule names it"))
                 continue
             matched[hits[0]] += 1
             _, spec, options = self.rules[hits[0]]
@@ -96,7 +96,7 @@ def as_structure(structure: StructureLike) -> Resolves:
         return structure
     if isinstance(structure, Sequence) and not isinstance(structure, str):
         return Rules(structure)
-    if callable(structure):
+    if is_function(structure):
         return _FromCallable(structure)
     raise TypeError(
         "structure must be a named structure (dl.filters, dl.weights, …), a list of rules "
@@ -185,17 +185,27 @@ def _is_axes(spec: Any) -> bool:
 
 
 def _leaf_from_spec(path: str, leaf: Any, spec: Any, options: dict[str, Any]) -> LeafGroups:
-    shape = tuple(leaf.shape)
+    shape = shape_of(leaf)
     kind: Hashable
     if spec is None:
         return LeafGroups(path, shape, None, reason="named dense")
     if not is_inexact(leaf):
-        raise TypeError(f"{path} holds {leaf.dtype}; only real or complex leaves can be structured")
+        raise TypeError(
+            f"{path} holds {dtype_of(leaf)}; only real or complex leaves can be structured"
+        )
+    if not hasattr(leaf, "dtype"):
+        raise TypeError(f"{path} is a Python number, {leaf!r}; only arrays can be structured")
     if _is_axes(spec):
         wrong = [axis for axis in spec if not -len(shape) <= axis < len(shape)]
         if wrong:
             raise ValueError(f"axis {wrong[0]} is out of range for {path} with shape {shape}")
-        chosen = {axis % len(shape) for axis in spec}
+        chosen = [axis % len(shape) for axis in spec]
+        twice = [axis for axis in spec if chosen.count(axis % len(shape)) > 1]
+        if twice:
+            raise ValueError(
+                f"the axes {tuple(spec)} of {path} with shape {shape} name one axis twice "
+                f"({' and '.join(map(str, twice))}); name each once"
+            )
         counts = tuple(n if axis in chosen else 1 for axis, n in enumerate(shape))
         name, kind = f"axes {tuple(spec)}", tuple(spec)
     elif isinstance(spec, Structure):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dessilbi_jax.tree import leaf_paths
+from dessilbi_jax.optimizer.state import check_type, is_hidden
+from dessilbi_jax.tree import dtype_of, is_function, leaf_paths, shape_of
 
 
 class KeepSupportState(NamedTuple):
@@ -22,13 +23,18 @@ def keep_support(mask: Any) -> optax.GradientTransformation:
     momentum, Adam or decay put into it before. Stands last in the chain. A leaf may be masked as
     a whole, as a layer that is gone is; so may all of them.
 
+    Outside of `optax.partition` and `optax.masked`, which would hide leaves from it; inside of
+    `optax.contrib.schedule_free`, which keeps averages of its own. Averages that were begun
+    before the pruning are made sparse by `project`.
+
     Args:
-        mask: tree of bool arrays like the parameters, True = kept; or a callable that makes it
-            from the parameters.
+        mask: tree of bool arrays like the parameters, True = kept; or a function that makes it
+            from the parameters. A tree that can itself be called (Equinox) is a tree.
 
     Raises:
-        ValueError: at `init`, a mask of another tree, shape or dtype, naming the first leaf; at
-            `update`, parameters missing.
+        ValueError: at `init`, a mask of another tree, shape or dtype, naming the first leaf, or
+            one whose leaves are hidden here; at `update`, parameters missing.
+        TypeError: at `update`, a state of another transformation.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -44,7 +50,15 @@ def keep_support(mask: Any) -> optax.GradientTransformation:
     def init(params: optax.Params) -> KeepSupportState:
         if not jax.tree.leaves(params):  # a tree without leaves asks for the state's form
             return KeepSupportState(params)
-        tree = mask(params) if callable(mask) else mask
+        tree = mask(params) if is_function(mask) else mask
+        if any(map(is_hidden, jax.tree.leaves(params, is_leaf=is_hidden))) and (
+            len(jax.tree.leaves(tree)) > len(jax.tree.leaves(params))
+        ):
+            raise ValueError(
+                "the mask has leaves that are hidden from keep_support here, inside of "
+                "optax.partition or optax.masked: let it stand outside, as in "
+                "optax.chain(optax.partition(…), dl.keep_support(mask))"
+            )
         w, treedef = jax.tree.flatten(params)
         # Copies that lie on the devices as the parameters do: may be donated.
         leaves = [
@@ -58,10 +72,11 @@ def keep_support(mask: Any) -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, KeepSupportState]:
         if params is None:
             raise ValueError("keep_support needs the parameters: tx.update(updates, state, params)")
+        check_type(state, KeepSupportState)
 
         def zeroing(m: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
-            dtype = jnp.promote_types(u.dtype, p.dtype)  # a rounded −W would not land on 0
-            return jnp.where(m, u.astype(dtype), -p.astype(dtype))
+            dtype = jnp.promote_types(dtype_of(u), dtype_of(p))  # a rounded −W would not land on 0
+            return jnp.where(m, jnp.asarray(u, dtype), -jnp.asarray(p, dtype))
 
         return jax.tree.map(zeroing, state.mask, updates, params), state
 
@@ -108,10 +123,10 @@ def mask_leaves(params: Any, mask: Any) -> list[jax.Array]:
         )
     for (path, p), (_, m) in zip(named, given, strict=True):
         dtype = str(getattr(m, "dtype", type(m).__name__))
-        if p.shape != jnp.shape(m) or dtype != "bool":
+        if shape_of(p) != shape_of(m) or dtype != "bool":
             raise ValueError(
-                f"the mask does not fit {path}: got {dtype}{list(jnp.shape(m))}, expected "
-                f"bool{list(p.shape)}"
+                f"the mask does not fit {path}: got {dtype}{list(shape_of(m))}, expected "
+                f"bool{list(shape_of(p))}"
             )
     return [m for _, m in given]
 

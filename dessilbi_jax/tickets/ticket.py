@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dessilbi_jax.files import read, write
+from dessilbi_jax.structure.named import kernel_sizes
 from dessilbi_jax.text import columns
 from dessilbi_jax.tickets.group_masks import GroupMasks
-from dessilbi_jax.tree import leaf_paths
+from dessilbi_jax.tree import leaf_paths, shape_of
 
 _KIND = "ticket"
 _FORMATS = (1, 2)  # 2 holds bits by group instead of masks by element
@@ -104,6 +105,12 @@ class Ticket:
             f"({100 * self.density:.3g} %), {left:,} of {every:,} parameters"
         ]
         lines.append(columns(table, right={1, 2, 3}))
+        kernels = kernel_sizes(list(groups.shapes.items()))
+        dense = [path for path in kernels if path not in self.structured]
+        if dense:
+            share = sum(kernels[path] for path in dense) / max(sum(kernels.values()), 1)
+            names = ", ".join(dense[:4] + ["…"] * (len(dense) > 4))
+            lines.append(f"dense: {100 * share:.3g} % of the weights of kernels ({names})")
         return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
 
     def mask(self, params: Any) -> Any:
@@ -141,7 +148,7 @@ class Ticket:
             (2, 3)
         """
         patterns = (drop,) if isinstance(drop, str) else tuple(drop)
-        shapes = {path: tuple(leaf.shape) for path, leaf in leaf_paths(params)}
+        shapes = {path: shape_of(leaf) for path, leaf in leaf_paths(params)}
         known = set(shapes) | set(self.masks)
         for pattern in patterns:
             if not any(re.search(pattern, path) for path in known):
@@ -233,7 +240,7 @@ def masks_like(masks: Mapping[str, np.ndarray], params: Any) -> Any:
     """
     _check_masks(masks)
     named = leaf_paths(params)
-    _check_fit(masks, {path: tuple(leaf.shape) for path, leaf in named}, "")
+    _check_fit(masks, {path: shape_of(leaf) for path, leaf in named}, "")
     leaves = [jnp.asarray(masks[path]) for path, _ in named]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 

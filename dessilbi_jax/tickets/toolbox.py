@@ -13,7 +13,7 @@ import numpy as np
 
 from dessilbi_jax.tickets.masks import mask_leaves, project
 from dessilbi_jax.tickets.path import SolutionPath
-from dessilbi_jax.tree import leaf_paths
+from dessilbi_jax.tree import leaf_paths, shape_of
 
 
 def prune_order(
@@ -58,7 +58,7 @@ def prune_order(
         epochs = np.asarray(given)
         if path not in leaves:
             raise ValueError(f"the entries name {path}, which the parameters lack")
-        shape = tuple(leaves[path].shape)
+        shape = shape_of(leaves[path])
         if not _cuts(epochs.shape, shape):
             raise ValueError(
                 f"the entries of {path} have shape {epochs.shape}, which cuts no {shape} into "
@@ -138,7 +138,7 @@ def prune_by_percent(
         [0.0, 1.0]
     """
     named = leaf_paths(params)
-    masks = {path: np.ones(leaf.shape, bool) for path, leaf in named}
+    masks = {path: np.ones(shape_of(leaf), bool) for path, leaf in named}
     names = order if layers is None else [layers] if isinstance(layers, str) else layers
     for name in names:
         path = _layer(name, order)
@@ -298,7 +298,7 @@ def reinitialise(params: Any, mask: Any, key: jax.Array) -> Any:
     masks = mask_leaves(params, mask)
     for i, ((path, leaf), m) in enumerate(zip(leaf_paths(params), masks, strict=True)):
         kept = np.asarray(m)
-        if leaf.ndim < 2 or kept.all():
+        if kept.ndim < 2 or kept.all():
             leaves.append(leaf)
             continue
         if jnp.iscomplexobj(leaf):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from hypothesis import given
@@ -107,9 +108,9 @@ def test_what_named_structures_leave_dense_and_why():
     assert reasons == {
         "fc/bias": "not named kernel, w or weight",
         "norm/scale": "not named kernel, w or weight",
-        "norm/kernel": "1 axes, neither dense nor convolution",
+        "norm/kernel": "1 axis, no kernel",
         "token_embed/kernel": "an embedding",
-        "attention/kernel": "3 axes, neither dense nor convolution",
+        "attention/kernel": "'filters' has no meaning for 3 axes",
         "table/kernel": "holds int32",
     }
     expected = LeafGroups("fc/kernel", (2, 3), (2, 3), "weights", kind=dl.filters.kind)
@@ -278,8 +279,8 @@ def test_an_axis_out_of_range_names_leaf_axis_and_shape(axes):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (dl.filters, r"conv1/bias with shape \(4,\): 'filters' has no meaning for 1 axes"),
-        (dl.columns, r"conv1/bias with shape \(4,\): 'columns' has no meaning for 1 axes"),
+        (dl.filters, r"conv1/bias with shape \(4,\): 'filters' has no meaning for 1 axis"),
+        (dl.columns, r"conv1/bias with shape \(4,\): 'columns' has no meaning for 1 axis"),
     ],
 )
 def test_a_structure_without_meaning_for_the_named_leaf(spec, message):
@@ -355,7 +356,7 @@ def test_a_tree_with_nothing_to_structure_lists_its_leaves_and_the_likely_cause(
         resolve(dl.filters, {"bias": jnp.ones(3), "kernel": jnp.ones(12)})
     message = str(caught.value)
     assert "bias (3,): not named kernel, w or weight" in message
-    assert "kernel (12,): 1 axes" in message
+    assert "kernel (12,): 1 axis" in message
     assert "optax.flatten" in message
     assert "[('.*', dl.weights)]" in message
     with pytest.raises(ValueError, match=r"\(root\) \(12,\)"):
@@ -447,3 +448,199 @@ def test_a_name_decides_nothing_about_the_scale_of_an_automatic_lambda():
     one, other = resolve([("a", dl.filters), ("b", renamed)], params)
     assert one.spec != other.spec
     assert one.kind == other.kind != resolve([("a", dl.layers), ("b", renamed)], params)[0].kind
+
+
+# --- kernels with other numbers of axes --------------------------------------------------------
+
+THREE_AXES = {"conv": (5, 8, 16), "query": (16, 4, 4), "out": (4, 4, 16), "layers": (6, 16, 16)}
+
+
+@pytest.mark.parametrize("name", THREE_AXES)
+@pytest.mark.parametrize("leaf", ["kernel", "w", "weight"])
+def test_weights_and_layers_take_every_kernel(name, leaf):
+    path, shape = f"{name}/{leaf}", THREE_AXES[name]
+    shapes = {f"{name}__{leaf}": shape, "fc__kernel": (2, 2)}
+    assert spec_of(dl.weights, **shapes)[path] == shape
+    assert spec_of(dl.layers, **shapes)[path] == (1, 1, 1)
+    long = {f"{name}__{leaf}": (2, *shape, 3, 3)}
+    assert spec_of(dl.weights, **long)[path] == (2, *shape, 3, 3)
+    assert spec_of(dl.layers, **long)[path] == (1,) * 6
+
+
+UNREAD = {
+    # structure: what stays dense of 36 weights of kernels, in per cent
+    "filters": (dl.filters, "66.7 %"),
+    "neurons": (dl.neurons, "66.7 %"),
+    "input channels": (dl.input_channels, "66.7 %"),
+    "slices": (dl.slices, "66.7 %"),
+    "blocks": (dl.blocks((3, 4)), "66.7 %"),
+    "blocks that divide nothing else": (dl.blocks((1, 5)), "100 %"),
+    "no stack": (dl.stacked(dl.neurons), "33.3 %"),
+}
+
+
+@pytest.mark.parametrize("structure", UNREAD)
+def test_init_warns_of_kernels_whose_axes_it_cannot_tell(structure):
+    params = {
+        "fc": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(5)},
+        "attn": {"kernel": jnp.ones((2, 3, 4))},
+        "odd": {"kernel": jnp.ones((1, 5))},
+        "embed_1": {"kernel": jnp.ones((7, 5, 3))},
+    }
+    chosen, share = UNREAD[structure]
+    if chosen.block != (1, 5):
+        del params["odd"]
+    tx = dl.dessilbi(0.1, lam=0.1, structure=chosen)
+    with pytest.warns(UserWarning, match=r"% of the weights of kernels stay dense") as caught:
+        state = tx.init(params)
+    (warning,) = caught
+    assert warning.filename == __file__
+    if chosen.block != (1, 5):
+        assert share in str(warning.message)
+    assert "attn/kernel (2, 3, 4)" in str(warning.message) or chosen.stacked
+    tx.update(params, state, params)  # once is enough
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        dl.weights,
+        dl.layers,
+        dl.rows,
+        dl.heads(3),
+        [("attn", None), ("fc/kernel", dl.weights)],
+        [("fc/kernel", dl.weights)],
+        lambda params: {"attn": {"kernel": None}, "fc": {"bias": None, "kernel": (-1,)}},
+    ],
+)
+def test_what_is_told_or_has_no_choice_is_no_warning(structure):
+    params = {
+        "fc": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(5)},
+        "attn": {"kernel": jnp.ones((2, 3, 4))},
+    }
+    dl.dessilbi(0.1, lam=0.1, structure=structure).init(params)
+
+
+def test_stacked_is_the_structure_of_every_layer():
+    shapes = {"a__kernel": (6, 3, 3, 4, 8), "b__kernel": (6, 4, 8), "c__kernel": (6, 5, 4, 8)}
+    assert spec_of(dl.stacked(dl.filters), **shapes) == {
+        "a/kernel": (6, 1, 1, 1, 8), "b/kernel": (6, 4, 8), "c/kernel": None,
+    }  # fmt: skip
+    torch_like = dl.stacked(dl.neurons.replace(layout="OIHW"))
+    assert torch_like.counts("x", (6, 8, 4)) == (6, 8, 1)
+    assert dl.stacked(dl.heads(4)).counts("x", (6, 16, 4, 2)) == (6, 1, 4, 1)
+    assert dl.stacked(dl.layers, 2).counts("x", (6, 3, 4, 8)) == (6, 3, 1, 1)
+    assert dl.stacked(dl.stacked(dl.layers)).counts("x", (6, 3, 4, 8)) == (6, 3, 1, 1)
+    assert dl.stacked(dl.blocks((2, 4))).counts("x", (6, 4, 8)) == (6, 2, 2)
+    rules = [("b", dl.stacked(dl.neurons)), ("a", dl.stacked(dl.filters))]
+    assert spec_of(rules, **shapes)["b/kernel"] == (6, 1, 8)
+
+
+def test_a_stack_competes_with_the_layers_it_holds():
+    """Selected by the same numbers as the layers are by themselves."""
+    layers = np.random.default_rng(0).normal(size=(5, 6, 4)).astype(np.float32)
+    layers[1] *= 2
+    apart = {f"layer{i}": {"kernel": jnp.asarray(w)} for i, w in enumerate(layers)}
+    together = {"layers": {"kernel": jnp.asarray(layers)}}
+    lam = dl.auto(density=0.3, steps=40)
+
+    def after(params, structure):
+        tx = dl.dessilbi(0.05, lam=lam, structure=structure)
+        state = tx.init(params)
+        for _ in range(40):
+            _, state = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), state, params)
+        return dl.support(state)
+
+    one, many = after(together, dl.stacked(dl.neurons)), after(apart, dl.neurons)
+    expected = np.stack([many[f"layer{i}"]["kernel"] for i in range(5)])
+    np.testing.assert_array_equal(one["layers"]["kernel"], expected)
+    assert 0.2 < expected.mean() < 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (((-1,),), TypeError, r"named structure .* got \(-1,\)"),
+        ((dl.filters, 0), ValueError, "leading axes ≥ 1, got 0"),
+        ((dl.filters, True), ValueError, "leading axes ≥ 1, got True"),
+    ],
+)
+def test_stacked_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        dl.stacked(*arguments)
+
+
+def test_a_stack_needs_axes_beside_its_layers():
+    with pytest.raises(ValueError, match=r"x with shape \(6,\).* more than 1 axes"):
+        dl.dessilbi(0.1, lam=1.0, structure=[("x", dl.stacked(dl.weights))]).init(
+            {"x": jnp.ones(6)}
+        )
+    with pytest.raises(ValueError, match="stacked must be a number"):
+        dl.filters.replace(stacked=-1)
+
+
+# --- names, axes and leaves --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("component", "found"),
+    [
+        ("Embed_0", True), ("token_embedding", True), ("embedding", True), ("tokenEmbedding", True),
+        ("patch_embed", True), ("embed2", True), ("EMBED", True), ("pos-embed", True),
+        ("remembered", False), ("unembedded", False), ("fc", False), ("Membed", False),
+    ],
+)  # fmt: skip
+def test_embeddings_are_known_by_a_word(component, found):
+    params = {component: {"kernel": jnp.ones((2, 3))}, "fc1": {"kernel": jnp.ones((2, 3))}}
+    counts = {leaf.path: leaf.counts for leaf in resolve(dl.weights, params)}
+    assert counts[f"{component}/kernel"] == (None if found else (2, 3))
+
+
+@pytest.mark.parametrize("axes", [(1, 1), (-1, 3), (0, 1, -4), (2, -2)])
+def test_an_axis_given_twice_is_an_error(axes):
+    params = {"conv": {"kernel": jnp.ones((3, 3, 4, 8))}}
+    with pytest.raises(ValueError, match=r"conv/kernel with shape .* name one axis twice"):
+        resolve([("conv", axes)], params)
+    with pytest.raises(ValueError, match="name one axis twice"):
+        resolve(lambda p: {"conv": {"kernel": axes}}, params)
+
+
+NUMBERS = {"a Python float": 0.5, "a 0-d array": jnp.float32(0.5), "a NumPy scalar": np.float32(2)}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_among_the_leaves_are_dense_everywhere(number):
+    kernel = jax.random.normal(jax.random.key(0), (4, 3))
+    params = {"fc": {"kernel": kernel}, "temperature": NUMBERS[number]}
+    for structure in (dl.weights, dl.filters, [("fc", dl.weights)]):
+        tx = dl.dessilbi(
+            0.1, lam=dl.auto(density=0.5, steps=20), structure=structure, momentum=0.9,
+            weight_decay=0.1,
+        )  # fmt: skip
+        state, path = tx.init(params), dl.SolutionPath()
+        for step in range(20):
+            updates, state = tx.update(params, state, params)
+            path.record(step + 1, state)
+        new = optax.apply_updates(params, updates)
+        assert float(new["temperature"]) != float(params["temperature"])
+        ticket = path.ticket(groups=4)
+        mask = ticket.mask(params)
+        dl.keep_support(mask).update(updates, dl.keep_support(mask).init(params), params)
+        assert float(dl.project(params, mask)["temperature"]) == float(params["temperature"])
+        dl.gamma(state, params)
+        dl.support(state, params)
+        dl.diagnose(lambda p: jnp.float32(p["temperature"]), params, state, learning_rate=0.1)
+        assert dl.calibrate(params, structure, 0.1, 20, density=0.5) > 0
+        assert "temperature" in str(dl.describe(params, structure))
+        ticket.transfer(params)
+        dl.toolbox.prune_by_percent(params, dl.toolbox.prune_order(params, path), 50)
+        dl.toolbox.extract(params, mask)
+        dl.toolbox.reinitialise(params, mask, jax.random.key(0))
+
+
+def test_a_rule_on_a_python_number_names_its_path():
+    params = {"fc": jnp.ones((4, 3)), "temperature": 0.5}
+    with pytest.raises(TypeError, match=r"temperature is a Python number, 0\.5"):
+        resolve([("", dl.weights)], params)
+    with pytest.raises(ValueError, match=r"axis -1 is out of range for temperature"):
+        resolve([("", (-1,))], {**params, "temperature": jnp.float32(0.5)})
