@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dessilbi_jax.optimizer import auto_lam
+from dessilbi_jax.optimizer import auto_lam, levels
 from dessilbi_jax.optimizer.settings import NU, Auto
 from dessilbi_jax.optimizer.state import get_state, is_hidden, laid_on, shrink_leaves
 from dessilbi_jax.prox.penalty import Penalty
@@ -91,7 +91,7 @@ def calibrate(
     one = [jnp.ones([])] * len(kept)
 
     def level(v: list[jax.Array]) -> jax.Array:
-        return auto_lam.level(groups, penalties, one, lambda: v, target.share, target.by_group)
+        return levels.level(groups, penalties, one, lambda: v, target.share, target.by_group)
 
     decay: Any = jnp.asarray(kappa, jnp.float32)
     if state is None:

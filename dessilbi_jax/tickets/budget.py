@@ -26,12 +26,14 @@ class Units(NamedTuple):
         each: by leaf path, the elements of one cell.
         entry: by unit, the record at which it entered, −1 = never.
         rank: by unit, ‖V_g‖/λ at its entry, or at the last record, as the rule has it.
+        dead: by unit, whether all its weights are zero.
     """
 
     cells: dict[str, np.ndarray]
     each: dict[str, int]
     entry: np.ndarray
     rank: np.ndarray
+    dead: np.ndarray
 
     def sizes(self) -> np.ndarray:
         """By unit, its elements in all leaves."""
@@ -59,6 +61,7 @@ class Units(NamedTuple):
 def gather(
     entry: Mapping[str, np.ndarray],
     rank: Mapping[str, np.ndarray],
+    dead: Mapping[str, np.ndarray],
     each: Mapping[str, int],
     ties: Mapping[str, np.ndarray],
 ) -> Units:
@@ -72,14 +75,18 @@ def gather(
             cells[path] = np.arange(total, total + own.size).reshape(own.shape)
             total += own.size
     entries, ranks = np.empty(total, np.int32), np.empty(total, np.float32)
+    nothing = np.ones(total, bool)
     for path, where in cells.items():
         entries[where], ranks[where] = entry[path], rank[path]
-    return Units(cells, dict(each), entries, ranks)
+        np.logical_and.at(nothing, where, dead[path])
+    return Units(cells, dict(each), entries, ranks, nothing)
 
 
-def order(entry: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """The units from the first to be kept to the last: by entry, then by rank."""
-    return np.lexsort((-rank, np.where(entry < 0, np.iinfo(entry.dtype).max, entry)))
+def order(units: Units) -> np.ndarray:
+    """The units from the first to be kept to the last: the dead last, by entry, then by rank."""
+    never = np.iinfo(units.entry.dtype).max
+    entry = np.where(units.entry < 0, never, units.entry)
+    return np.lexsort((-units.rank, entry, units.dead))
 
 
 class Request(NamedTuple):
@@ -91,6 +98,7 @@ class Request(NamedTuple):
         limit: the same in the unit of `measure`.
         measure: the size of the units that a bool array names.
         noun: what `measure` counts.
+        fixed: how much of it stays whatever is asked for.
     """
 
     name: str
@@ -98,6 +106,7 @@ class Request(NamedTuple):
     limit: float
     measure: Callable[[np.ndarray], float]
     noun: str
+    fixed: int = 0
 
 
 def check_arguments(
@@ -183,11 +192,15 @@ def request(
             raise ValueError(f"density must lie in (0, 1], got {value}")
         limit = value * int(size.sum())
     noun = "parameters" if name == "params" else "elements"
-    return Request(name, value, limit, lambda kept: dense + int(size[kept].sum()), noun)
+    return Request(name, value, limit, lambda kept: dense + int(size[kept].sum()), noun, dense)
 
 
 def choose(
-    units: Units, request: Request | None, per_layer: bool | Mapping[str, float], minimum: int
+    units: Units,
+    ranked: np.ndarray,
+    request: Request | None,
+    per_layer: bool | Mapping[str, float],
+    minimum: int,
 ) -> tuple[np.ndarray, str]:
     """The longest prefix of the order within a request.
 
@@ -198,6 +211,7 @@ def choose(
 
     Args:
         units: what can be kept.
+        ranked: the units in their order.
         request: the size; None where the shares of `per_layer` are the size.
         per_layer: False, True for equal shares, or shares by leaf path or pattern.
         minimum: units kept in each leaf.
@@ -208,7 +222,6 @@ def choose(
     Raises:
         ValueError: a request or share that cannot be met, with the nearest that can.
     """
-    ranked = order(units.entry, units.rank)
     leaves = units.by_leaf(ranked)
     reserved = np.zeros(ranked.size, bool)
     for own, _ in leaves.values():
@@ -263,24 +276,25 @@ def _longest(
     minimum: int,
 ) -> int:
     """The most units within the request; `measure` never falls as units are added."""
-    name, value, limit, measure, noun = request
+    name, value, limit, measure, noun, fixed = request
     whole = measure(np.ones(units.entry.size, bool))
     if not 0 < limit <= whole * _ROUNDING:
         raise ValueError(f"{name} must lie between 1 and {whole:.0f}, got {value}")
     smallest = measure(prefix(least))
     if smallest > limit * _ROUNDING:
         nearest = f"{smallest:.0f}"
+        stays = f", {fixed} of which stay as they are" if fixed else ""
         if name == "density":
             nearest = f"{np.ceil(smallest / whole * 1e6) / 1e6:g}"
         if minimum == 0:
             raise ValueError(
                 f"{name} {value} is less than the first unit; the nearest that can be kept is "
-                f"{name}={nearest}"
+                f"{name}={nearest}{stays}"
             )
         raise ValueError(
             f"{name}={value} cannot keep minimum={minimum} groups in each of {len(units.cells)} "
-            f"layers; the nearest that can is {name}={nearest} ({smallest:.0f} {noun}), or allow "
-            "empty layers by minimum=0"
+            f"layers; the nearest that can is {name}={nearest} ({smallest:.0f} {noun}{stays}), or "
+            "allow empty layers by minimum=0"
         )
     low, high = least, units.entry.size
     while low < high:

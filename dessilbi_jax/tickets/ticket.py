@@ -34,10 +34,13 @@ class Ticket:
         step: step of the newest record that the ticket draws on.
         structured: paths of the leaves that were selected in.
         density: kept elements of the structured leaves over all of theirs.
-        note: what the request could not be met with, in words; empty when it was met.
+        note: what has to be said of the ticket, in words: what the request could not be met with,
+            and whether a path from input to output is left.
         card: where the ticket came from, as JSON can hold it: the request, the rule by which
             units entered, how many are kept, metrics of the step, versions. Add to it by
             `with_card`.
+        hidden: leaves and branches that `optax.partition` or `optax.masked` hid from the run, and
+            whose shapes it does not know; they are kept whole.
 
     Raises:
         ValueError: masks that are not bool arrays, a structured leaf without one, or a ticket
@@ -59,6 +62,7 @@ class Ticket:
     density: float
     note: str = ""
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_masks(self.masks)
@@ -120,7 +124,7 @@ class Ticket:
             ValueError: where a leaf is missing or of another shape, naming the first; masks
                 that were edited to another dtype.
         """
-        return masks_like(self.masks, params)
+        return masks_like(self.masks, params, self.hidden)
 
     def with_card(self, **facts: Any) -> "Ticket":
         """The same ticket with more on its card, for example `seed=0, accuracy=0.98`."""
@@ -149,6 +153,7 @@ class Ticket:
         """
         patterns = (drop,) if isinstance(drop, str) else tuple(drop)
         shapes = {path: shape_of(leaf) for path, leaf in leaf_paths(params)}
+        shapes_of_hidden = {p for p in shapes if _under(p, self.hidden)}
         known = set(shapes) | set(self.masks)
         for pattern in patterns:
             if not any(re.search(pattern, path) for path in known):
@@ -157,7 +162,7 @@ class Ticket:
                 )
         dropped = {path for path in known if any(re.search(p, path) for p in patterns)}
         _check_fit({p: m for p, m in self.masks.items() if p not in dropped}, {
-            p: shape for p, shape in shapes.items() if p not in dropped
+            p: shape for p, shape in shapes.items() if p not in dropped | shapes_of_hidden
         }, "; name it by drop= to leave it dense")  # fmt: skip
         groups = self._groups
         bits, ties = (
@@ -186,6 +191,7 @@ class Ticket:
             "step": int(self.step),
             "structured": list(self.structured),
             "density": float(self.density),
+            "hidden": list(self.hidden),
             "note": self.note,
             "card": dict(self.card),
         }
@@ -209,10 +215,10 @@ class Ticket:
             raise FileNotFoundError(f"no ticket at {file}")
         try:
             header, arrays = read(file, _KIND, _FORMATS)
-            fields = (header[name] for name in ("density", "note", "card"))
-            return cls(
-                _read_masks(header, arrays), header["step"], tuple(header["structured"]), *fields
-            )
+            masks, structured = _read_masks(header, arrays), tuple(header["structured"])
+            fields = {name: header[name] for name in ("density", "note", "card")}
+            hidden = tuple(header.get("hidden", ()))
+            return cls(masks, header["step"], structured, **fields, hidden=hidden)
         except Exception as error:  # whatever zip, JSON or NumPy make of damaged bytes
             raise ValueError(f"{file} is no readable ticket ({error})") from None
 
@@ -223,26 +229,36 @@ def make_ticket(
     structured: tuple[str, ...],
     note: str,
     card: Mapping[str, Any],
+    hidden: tuple[str, ...] = (),
 ) -> Ticket:
     """A ticket with its density counted from the masks, and sizes (kept, of) on its card."""
     size = {path: np.array(masks.size(path)) for path in masks}
     kept, of = sum((size[path] for path in structured), np.zeros(2, int)).tolist()
     params = sum(size.values(), np.zeros(2, int)).tolist()
     card = {**card, "weights": [kept, of], "params": params}
-    return Ticket(masks, step, structured, kept / max(of, 1), note, card)
+    return Ticket(masks, step, structured, kept / max(of, 1), note, card, hidden)
 
 
-def masks_like(masks: Mapping[str, np.ndarray], params: Any) -> Any:
-    """Masks by leaf path as a tree like `params`.
+def masks_like(masks: Mapping[str, np.ndarray], params: Any, hidden: tuple[str, ...] = ()) -> Any:
+    """Masks by leaf path as a tree like `params`; what was hidden from the run is kept.
 
     Raises:
         ValueError: masks of another dtype or, naming the first, leaves that do not fit.
     """
     _check_masks(masks)
     named = leaf_paths(params)
-    _check_fit(masks, {path: shape_of(leaf) for path, leaf in named}, "")
-    leaves = [jnp.asarray(masks[path]) for path, _ in named]
+    shapes = {path: shape_of(leaf) for path, leaf in named}
+    unseen = {path for path in shapes if path not in masks and _under(path, hidden)}
+    _check_fit(masks, {path: s for path, s in shapes.items() if path not in unseen}, "")
+    leaves = [
+        jnp.ones(shapes[path], bool) if path in unseen else jnp.asarray(masks[path])
+        for path, _ in named
+    ]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _under(path: str, branches: tuple[str, ...]) -> bool:
+    return any(path == branch or path.startswith(f"{branch}/") for branch in branches)
 
 
 def _check_masks(masks: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from flax import nnx
 
 import dessilbi_jax as dl
 from dessilbi_jax import data
-from dessilbi_jax.optimizer import auto_lam
+from dessilbi_jax.optimizer import auto_lam, levels
 from dessilbi_jax.prox.penalty import Penalty
 from dessilbi_jax.structure.rules import resolve
 
@@ -183,7 +183,7 @@ def test_level_is_the_quantile():
     v = jnp.asarray(rng.standard_normal((50, 40)), jnp.float32)
     (leaf,) = resolve([("", dl.weights)], {"x": v})
     for density in (0.01, 0.2, 0.9):
-        level = auto_lam.level([leaf], [Penalty()], [jnp.float32(1)], lambda: [v], density, False)
+        level = levels.level([leaf], [Penalty()], [jnp.float32(1)], lambda: [v], density, False)
         expected = np.quantile(np.abs(v), 1 - density, method="higher")
         assert float(level) == pytest.approx(expected, rel=2e-3)
         assert np.mean(np.abs(v) > float(level)) <= density

@@ -25,7 +25,7 @@ from trajectories import (
 )
 
 import dessilbi_jax as dl
-from dessilbi_jax.optimizer import auto_lam
+from dessilbi_jax.optimizer import levels
 from dessilbi_jax.prox.joint import joint_sums
 from dessilbi_jax.prox.norms import group_norms
 from dessilbi_jax.prox.penalty import Penalty, shrink_all
@@ -127,7 +127,7 @@ def test_gamma_of_random_ties_equals_the_naive_one(leaves, name, lam, kappa, see
     def compute(v):
         shrinks = shrink_all(leaves, penalties, v, [lam] * n, kappa)
         gamma = [apply_shrink(x, shrink) for x, shrink in zip(v, shrinks, strict=True)]
-        return shrinks, gamma, auto_lam.fractions(leaves, penalties, v, [lam] * n)
+        return shrinks, gamma, levels.fractions(leaves, penalties, v, [lam] * n)
 
     with jax.enable_x64(True):
         shrinks, got, (by_element, by_group) = jax.device_get(compute(v))
@@ -398,7 +398,7 @@ def test_relative_scale_is_one_for_leaves_that_share_groups():
     ]
     rng = np.random.default_rng(0)
     v = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
-    got = auto_lam.relative_scale(leaves, v)
+    got = levels.relative_scale(leaves, v)
     every = members(leaves)
     norms = {
         key: math.sqrt(sum(float(v[i][at]) ** 2 for i, at in elements))
