@@ -6,7 +6,7 @@ import io
 import itertools
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,10 +180,13 @@ def _read(builder: Any, spec: _prepared.Spec, split: str) -> tuple[np.ndarray, n
             for i, row in enumerate(_rows(source, count)):
                 pixels = _pixels(row["image"], channels)
                 if images is None:
+                    _check_shape(pixels.shape, builder.info.features["image"].shape, spec, files)
                     images = np.empty((count, *pixels.shape), np.uint8)
                 if pixels.shape != images.shape[1:]:
                     raise _SizesDiffer(pixels.shape, images.shape[1:])
                 images[i], labels[i] = pixels, row["label"]
+    except _OfAnother:
+        raise
     except _SizesDiffer as error:
         first, other = error.args
         raise ValueError(
@@ -198,6 +201,21 @@ def _read(builder: Any, spec: _prepared.Spec, split: str) -> tuple[np.ndarray, n
     if images is None:
         raise ValueError(f"the {split} split of {spec.text} has no images")
     return images, labels
+
+
+class _OfAnother(ValueError):
+    """Images that are not as the set describes them."""
+
+
+def _check_shape(
+    found: tuple[int, ...], told: Sequence[int | None], spec: _prepared.Spec, files: str
+) -> None:
+    """Raises unless an image has the shape that the set's features.json tells."""
+    if len(told) != len(found) or any(n not in (None, m) for n, m in zip(told, found, strict=True)):
+        raise _OfAnother(
+            f"the images of {spec.text} have shape {found}, its features.json tells "
+            f"{tuple(told)}: these are records of another set: {files}"
+        )
 
 
 class _SizesDiffer(Exception):

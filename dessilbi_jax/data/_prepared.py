@@ -30,6 +30,11 @@ KNOWN = (
 )
 """Names offered when one is misspelt; any other image classification set works as well."""
 
+# Of these the shape of an image is known; no other set passes for one of them.
+_SHAPES = {
+    **dict.fromkeys(("mnist", "fashion_mnist", "kmnist", "emnist"), (28, 28, 1)),
+    **dict.fromkeys(("cifar10", "cifar100", "svhn_cropped"), (32, 32, 3)),
+}
 _ALIASES = {"imagenet": "imagenet2012", "svhn": "svhn_cropped"}
 
 MEMORY_BYTES = 2**31
@@ -142,6 +147,7 @@ def find(root: pathlib.Path, spec: Spec) -> pathlib.Path:
             f"{chosen} is half there: it has no {_FEATURES}; copy or prepare it again"
         )
     _check_format(chosen, spec)
+    _check_own(chosen, spec)
     return chosen
 
 
@@ -165,13 +171,12 @@ def fits_in_memory(folder: pathlib.Path) -> bool:
     """
     try:
         info = json.loads((folder / _INFO).read_bytes())
-        features = json.loads((folder / _FEATURES).read_bytes())["featuresDict"]["features"]
-        shape = features["image"]["image"]["shape"]["dimensions"]
-        sides = [int(side) for side in shape]
+        json.loads((folder / _FEATURES).read_bytes())["featuresDict"]["features"]["image"]
         rows = sum(int(n) for split in info["splits"] for n in split["shardLengths"])
     except (ValueError, KeyError, TypeError):
         return True
-    return min(sides, default=0) > 0 and rows * math.prod(sides) <= MEMORY_BYTES
+    sides = image_shape(folder)
+    return sides is not None and rows * math.prod(sides) <= MEMORY_BYTES
 
 
 def _check_format(folder: pathlib.Path, spec: Spec) -> None:
@@ -189,6 +194,33 @@ def _check_format(folder: pathlib.Path, spec: Spec) -> None:
             f"{folder} was prepared as {found}, array_record is needed; prepare it again with "
             f"`tfds build {spec.path} --file_format=array_record --data_dir=OTHER_FOLDER`"
         )
+
+
+def _check_own(folder: pathlib.Path, spec: Spec) -> None:
+    """Raises unless the set says that it is the one asked for, with images of its shape."""
+    name = spec.path.split("/")[0]
+    info = json.loads((folder / _INFO).read_bytes())
+    if info.get("name", name) != name:
+        raise ValueError(
+            f"{folder} holds {info['name']}, not {name}: {_INFO} says so; put the files of "
+            f"{spec.path} there, or ask for {info['name']}"
+        )
+    found, own = image_shape(folder), _SHAPES.get(name)
+    if own is not None and found is not None and found != own:
+        raise ValueError(
+            f"{folder} holds images of shape {found} by its {_FEATURES}, those of {spec.path} have "
+            f"{own}: these are the files of another set"
+        )
+
+
+def image_shape(folder: pathlib.Path) -> tuple[int, ...] | None:
+    """Height, width and channels of every image, None where images differ or nothing is said."""
+    try:
+        features = json.loads((folder / _FEATURES).read_bytes())["featuresDict"]["features"]
+        sides = tuple(int(n) for n in features["image"]["image"]["shape"]["dimensions"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return sides if min(sides, default=0) > 0 else None
 
 
 def _contents(folder: pathlib.Path) -> str:

@@ -21,9 +21,9 @@ class SplitLBIState(NamedTuple):
     in `v` and in a stored `gamma`) and are told apart by that dtype.
 
     `tx.init(params)`, called outside of `jax.jit`, lays V and Γ on the devices as the parameters
-    lie; so does `jax.jit(tx.init)` on meshes with Explicit axes. On Auto axes a compiled `init`
-    does not see where the parameters lie, and what it makes is on one device: there call it
-    outside, or give `out_shardings`.
+    lie; so does `jax.jit(tx.init)` under `jax.set_mesh` with Explicit axes. On Auto axes a
+    compiled `init` does not see where the parameters lie, and what it makes is on one device:
+    there call it outside, or give `out_shardings`.
 
     Attributes:
         count: updates made, int32.

@@ -12,7 +12,7 @@ from dessilbi_jax.dependency.groups import ChannelGroups
 from dessilbi_jax.dependency.plan import Plan
 from dessilbi_jax.dependency.trace import channel_groups
 from dessilbi_jax.frameworks import as_network
-from dessilbi_jax.slimming.optimizer_state import _cut_state, _own
+from dessilbi_jax.slimming.optimizer_state import _cut_state, _own, check_opt_state
 from dessilbi_jax.tree import leaf_paths
 
 
@@ -90,9 +90,9 @@ def slim(
         A `Slim`; its `model` and `opt_state` go on training.
 
     Raises:
-        ValueError: a ticket that does not fit or leaves a layer empty, groups of another network,
-            a plan that would remove what cannot be removed, or a smaller network with other
-            outputs.
+        ValueError: no ticket, or one that does not fit or leaves a layer empty; groups or an
+            optimizer state of another network; a plan that would remove what cannot be removed;
+            or a smaller network with other outputs.
         TypeError: a network that cannot be traced, or that cannot run with smaller arrays; `ignore`
             beside `groups`, which were traced with their own.
 
@@ -107,6 +107,11 @@ def slim(
         >>> jax.tree.map(jnp.shape, small.model), small.difference
         ({'a': (4, 2), 'b': (2, 3)}, 0.0)
     """
+    if ticket is None:
+        raise ValueError(
+            "there is no ticket, so nothing to cut out: give a Ticket, masks (a tree of bool "
+            "arrays, or a dict of them by path) or a Plan"
+        )
     network = as_network(model, fn)
     if groups is None:
         groups = channel_groups(network.fn, network.tree, *example_inputs, ignore=ignore)
@@ -119,6 +124,8 @@ def slim(
     else:
         plan = groups.plan(ticket, round_to, network.tree)
         kept = groups.kept_by(plan)
+    if opt_state is not None:
+        check_opt_state(opt_state, plan)
     cut = jax.jit(plan.apply)(network.tree)  # compiled once, not a leaf at a time
     smaller = network.put(jax.tree.map(_own, cut))
     run = fn

@@ -26,11 +26,9 @@ def _cut_state(opt_state: Any, plan: Plan, before: Any, after: Any) -> Any:
     ours = _state_arrays(opt_state)
     leaves = []
     for path, leaf in leaf_paths(opt_state):
-        known = [k for k in plan.shapes if path == k or path.endswith(f"/{k}")]
-        # Parts of the plan's paths: of Linen's `params/fc/kernel` the state has `fc/kernel`.
-        known = known or [k for k in plan.shapes if _shared(path, k)]
-        if known and np.ndim(leaf) and id(leaf) not in ours:
-            leaf = plan.cut(max(known, key=len), leaf)
+        known = _known(path, plan)
+        if known is not None and np.ndim(leaf) and id(leaf) not in ours:
+            leaf = plan.cut(known, leaf)
         leaves.append(_own(leaf))
     cut = _renumbered(jax.tree.unflatten(treedef, leaves))
     old: Any = jax.tree.structure(before)
@@ -42,6 +40,45 @@ def _cut_state(opt_state: Any, plan: Plan, before: Any, after: Any) -> Any:
         cut,
         is_leaf=lambda x: _has_form(x, old),
     )
+
+
+def _known(path: str, plan: Plan) -> str | None:
+    """The leaf of the network that an array of an optimizer's state belongs to."""
+    known = [k for k in plan.shapes if path == k or path.endswith(f"/{k}")]
+    # Parts of the plan's paths: of Linen's `params/fc/kernel` the state has `fc/kernel`.
+    known = known or [k for k in plan.shapes if _shared(path, k)]
+    return max(known, key=len) if known else None
+
+
+def check_opt_state(opt_state: Any, plan: Plan) -> None:
+    """A state over the parameters of another network is an error.
+
+    Raises:
+        ValueError: no array of it belongs to a leaf of the network; or, beside arrays that do, it
+            has one of a leaf that the network lacks.
+    """
+    ours = _state_arrays(opt_state)
+    named = [
+        (path, _known(path, plan))
+        for path, leaf in leaf_paths(opt_state)
+        if np.ndim(leaf) and id(leaf) not in ours
+    ]
+    if not named:
+        return  # of an optimizer that keeps nothing of the parameters
+    # What stands before the path of a parameter: the name of a tree that is like them.
+    trees = {path[: -len(known)] for path, known in named if known and path.endswith(known)}
+    odd = [path for path, known in named if known is None]
+    if len(odd) == len(named):
+        raise ValueError(
+            f"opt_state is of another network: {odd[0]} is none of {', '.join(plan.shapes)}; give "
+            "the state of the optimizer that trained this one"
+        )
+    for path in odd:
+        if any(tree and path.startswith(tree) for tree in trees):
+            raise ValueError(
+                f"opt_state is of another network: it has {path}, which this network lacks; give "
+                "the state of the optimizer that trained this one"
+            )
 
 
 def _has_form(x: Any, treedef: Any) -> bool:

@@ -1,3 +1,4 @@
+import json
 import logging
 import subprocess
 import sys
@@ -286,3 +287,55 @@ def test_reader_that_is_not_installed(tmp_path, monkeypatch, package):
     message = message_of(ImportError, "tiny", tmp_path)
     assert f"needs {package}" in message
     assert "pip install 'dessilbi_jax[train]'" in message
+
+
+# --- files of another set ----------------------------------------------------------------------
+
+
+def move(root, old, new, *, renamed=False):
+    """The files of one set in the folder of another, with its file names or their own."""
+    (root / old).rename(root / new)
+    for file in sorted((root / new).rglob(f"{old}-*")) if renamed else []:
+        file.rename(file.with_name(file.name.replace(old, new, 1)))
+    return next((root / new).iterdir())
+
+
+def told(folder, name, **changes):
+    """Says something else in the description of a set."""
+    info = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps({**info, "name": name}))
+    if "shape" in changes:
+        features = json.loads((folder / "features.json").read_text())
+        image = features["featuresDict"]["features"]["image"]["image"]
+        image["shape"]["dimensions"] = [str(n) for n in changes["shape"]]
+        (folder / "features.json").write_text(json.dumps(features))
+
+
+CIFAR = {"name": "cifar10", "shape": (32, 32, 3), "sizes": (6, 4)}
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_set_in_the_folder_of_another(tmp_path, renamed):
+    tiny_sets.prepare(tmp_path, **CIFAR)
+    folder = move(tmp_path, "cifar10", "mnist", renamed=renamed)
+    with pytest.raises(ValueError, match=r"mnist/1\.0\.0 holds cifar10, not mnist: .*says so"):
+        data.load("mnist", tmp_path)
+    told(folder, "mnist")
+    with pytest.raises(ValueError, match=r"shape \(32, 32, 3\) by its features.json, those of mn"):
+        data.load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "tiny"])
+def test_records_of_another_set_under_its_description(tmp_path, name):
+    tiny_sets.prepare(tmp_path, **CIFAR)
+    folder = move(tmp_path, "cifar10", name, renamed=True)
+    told(folder, name, shape=(28, 28, 1))
+    with pytest.raises(ValueError, match=r"images of .* have shape \(32, 32, 1\).* tells \(28, 28"):
+        data.load(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "emnist/letters", "cifar100"])
+def test_sets_of_their_own_shape(tmp_path, name):
+    shape = (32, 32, 3) if "cifar" in name else (28, 28, 1)
+    parts = tiny_sets.prepare(tmp_path, name=name, shape=shape, sizes=(6, 4))
+    equal(data.load(name, tmp_path), parts)

@@ -316,7 +316,7 @@ def test_small_sets_are_arrays_and_others_stream(tmp_path, monkeypatch):
 
 
 def test_svhn_is_svhn_cropped(tmp_path):
-    tiny_sets.prepare(tmp_path, name="svhn_cropped")
+    tiny_sets.prepare(tmp_path, name="svhn_cropped", shape=(32, 32, 3), sizes=(6, 4))
     assert data.load("svhn", tmp_path).name == "svhn_cropped"
 
 

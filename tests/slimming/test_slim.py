@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_outputs_gradients_and_steps_of_the_small_network_are_those_of_the_maske
 def test_joint_groups_train_to_a_ticket_that_is_cut_with_its_state_and_trains_on():
     model, x, groups = network("resnet-small")
     graph, params, rest = parts(model)
-    tx = dl.dessilbi(0.05, nu=5.0, lam=dl.auto(group_density=0.5, steps=40), momentum=0.9,
+    tx = dl.dessilbi(1e-3, nu=0.1, lam=dl.auto(group_density=0.5, steps=40), momentum=0.9,
                      structure=dl.channels(groups))  # fmt: skip
     loss = loss_of(graph, rest, x)
 
@@ -137,7 +138,7 @@ def test_joint_groups_train_to_a_ticket_that_is_cut_with_its_state_and_trains_on
         params, state = step(params, state)
         path.record(i, state)
     total = groups.count
-    ticket = path.ticket(groups=total // 2)
+    ticket = path.ticket(groups=total // 2, minimum=2)
     assert groups.kept(ticket).sum() == total // 2
     budget = 0.4 * groups.flops()
     within = path.ticket(flops=budget, count=groups.flops)
@@ -477,3 +478,56 @@ def test_heads_are_rounded_by_their_size():
     x = jnp.asarray(rng.normal(size=(2, 5, 6)), jnp.float32)
     small = dl.slim(params, masks, x, fn=attention, round_to=8)  # one head is 8 wide already
     assert small.model["q"].shape == (6, 1, 8)
+
+
+def test_no_ticket_is_refused():
+    model, x, _ = network("lenet300")
+    with pytest.raises(ValueError, match="there is no ticket, so nothing to cut out"):
+        dl.slim(model, None, x)
+
+
+def _mlp(*widths):
+    return {
+        f"fc{i}": {"kernel": jnp.ones(pair), "bias": jnp.ones(pair[1])}
+        for i, pair in enumerate(itertools.pairwise(widths))
+    }
+
+
+def _run_mlp(params, x):
+    for name in sorted(params):
+        x = jax.nn.relu(x @ params[name]["kernel"] + params[name]["bias"])
+    return x
+
+
+STATES = {
+    "adam": optax.adam(1.0),
+    "momentum": optax.sgd(1.0, momentum=0.9),
+    "dessilbi": dl.dessilbi(0.1, lam=0.1, momentum=0.9),
+    "automatic": dl.wrap(optax.adam(0.1), 0.1, lam=dl.auto(density=0.1, steps=20)),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (_mlp(4, 6, 3), "does not fit fc0/"),
+        (_mlp(4, 8, 3, 3), "another network: it has .*fc2/"),
+        ({"conv": {"kernel": jnp.ones((3, 3))}}, "another network: .*conv/kernel is none of fc0/"),
+        ({"fc0": jnp.ones((4, 8)), "fc1": jnp.ones((8, 3))}, "another network|not fit"),
+    ],
+    ids=["widths", "a layer more", "others", "names"],
+)
+def test_a_state_over_another_network_is_refused(kind, other, message):
+    params, x = _mlp(4, 8, 3), jnp.ones((2, 4))
+    masks = {"fc0/kernel": np.broadcast_to(np.arange(8) < 5, (4, 8))}
+    tx = STATES[kind]
+    if "dessi" in kind or "auto" in kind:
+        other = other if isinstance(next(iter(other.values())), dict) else _mlp(4, 9, 3)
+    own = dl.slim(params, masks, x, fn=_run_mlp, opt_state=tx.init(params), check=False)
+    chex.assert_trees_all_equal_shapes(own.opt_state, tx.init(own.model))
+    with pytest.raises(ValueError, match=f"{message}|does not fit"):
+        dl.slim(params, masks, x, fn=_run_mlp, opt_state=tx.init(other), check=False)
+    # A state of scalars alone belongs to every network.
+    scalars = optax.scale_by_schedule(lambda _: 1.0).init(params)
+    dl.slim(params, masks, x, fn=_run_mlp, opt_state=scalars, check=False)

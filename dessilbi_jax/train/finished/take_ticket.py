@@ -33,7 +33,7 @@ def take_ticket(
     Its card has the request and the rule, sizes, and beside them: the run, its preset,
     configuration and versions; the held-out accuracies of the dense network and of the one
     projected on the ticket, without retraining; how many parameters and FLOPs would be left once
-    the channels that it empties are cut out.
+    the channels that it empties are cut out. Weights on paths from input to output come first.
 
     Args:
         run: the folder of a run.
@@ -98,7 +98,7 @@ def take_ticket(
     options: dict[str, Any] = (
         {} if "at" in asked else {"per_layer": per_layer, "minimum": minimum, "rank": rank}
     )
-    ticket = path.ticket(**asked, count=count, **options)
+    ticket = path.ticket(**asked, count=count, network=groups, **options)
 
     masks = closed_masks(ticket, groups, params)
     masked = dl.project(params, masks)

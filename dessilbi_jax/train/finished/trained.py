@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,9 +183,25 @@ def digest(masks: Mapping[str, np.ndarray]) -> str:
 def fitted(ticket: dl.Ticket, trained: Trained) -> dl.Ticket:
     """Returns the ticket for a network, which may have been retrained with another head.
 
+    Warns where a ticket does not say which run it is of.
+
     Raises:
-        ValueError: it does not fit, or the network was retrained from another ticket.
+        ValueError: it does not fit, the network is of another run, or it was retrained from
+            another ticket.
     """
+    if trained.retrained is None:
+        config = ticket.card.get("config")
+        if config is None:
+            warnings.warn(
+                f"the ticket does not say which run it is of: it may not be of {trained.folder}",
+                stacklevel=2,
+            )
+        elif config != trained.config.to_json():
+            raise ValueError(
+                f"the ticket is of another run than the network in {trained.folder}: their "
+                "configurations differ. Give the ticket's own run, or a network that was "
+                "retrained from the ticket"
+            )
     if trained.retrained is not None:
         theirs = trained.retrained["ticket"]["digest"]
         if theirs != digest(ticket.masks):

@@ -270,6 +270,17 @@ def test_a_ticket_that_does_not_belong_is_refused(channel_run, ticket_file, retr
     run = edited(channel_run, tmp_path / "run", nu=3.0)
     with pytest.raises(ValueError, match=r"is not a ticket of the run in .* configuration differs"):
         train.retrain(ticket_file, run=run)
+    for use in (
+        lambda: train.make_slim(ticket_file, params_from=run, out=tmp_path / "slim"),
+        lambda: train.evaluate(run, ticket=ticket_file),
+    ):
+        with pytest.raises(ValueError, match=r"of another run than the network in .*run: their"):
+            use()
+    nameless = dataclasses.replace(dl.Ticket.load(ticket_file), card={})
+    nameless.save(tmp_path / "nameless.npz")
+    with pytest.warns(UserWarning, match="does not say which run it is of"):
+        train.evaluate(channel_run, ticket=tmp_path / "nameless.npz")
+    (tmp_path / "nameless.npz").unlink()
     lost = dataclasses.replace(other, card={**other.card, "run": str(tmp_path / "gone")})
     lost.save(tmp_path / "lost.npz")
     with pytest.raises(FileNotFoundError, match="which is not there: give --run"):
