@@ -176,7 +176,7 @@ def get_state(opt_state: Any, *, merge: bool = False) -> SplitLBIState:
         0
     """
     found: list[tuple[str, SplitLBIState]] = [
-        (jax.tree_util.keystr(keys), leaf)
+        (jax.tree_util.keystr(keys), _bare(leaf))
         for keys, leaf in jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_state)[0]
         if _is_state(leaf)
     ]
@@ -262,6 +262,22 @@ def support(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
 
 def _is_state(x: Any) -> bool:
     return isinstance(x, SplitLBIState)
+
+
+def _bare(state: SplitLBIState) -> SplitLBIState:
+    """The state with its numbers out of the boxes that `nnx.Optimizer` puts arrays into."""
+
+    def unboxed(x: Any) -> Any:
+        leaves = jax.tree.leaves(x)
+        return leaves[0] if len(leaves) == 1 else x
+
+    auto = state.auto
+    return state._replace(
+        count=unboxed(state.count),
+        lam=unboxed(state.lam),
+        skipped=unboxed(state.skipped),
+        auto=auto if auto == () else type(auto)(*map(unboxed, auto)),
+    )
 
 
 def is_hidden(x: Any) -> bool:
