@@ -271,6 +271,8 @@ def _bare(state: SplitLBIState) -> SplitLBIState:
         leaves = jax.tree.leaves(x)
         return leaves[0] if len(leaves) == 1 else x
 
+    if unboxed(state.count) is state.count:
+        return state
     auto = state.auto
     return state._replace(
         count=unboxed(state.count),

@@ -372,7 +372,7 @@ def test_a_state_of_another_structure_is_refused_inside_jit():
 
 @pytest.mark.parametrize("state", [optax.EmptyState(), (), None])
 def test_a_state_of_another_transformation(state):
-    message = f"expected a SplitLBIState, got {type(state).__name__}; give the state that init"
+    message = f"expected a SplitLBIState, got {type(state).__name__}: give the state that init"
     with pytest.raises(TypeError, match=message):
         add_split_lbi().update(gradients(PARAMS), state, PARAMS)
 

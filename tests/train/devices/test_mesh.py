@@ -91,10 +91,11 @@ def test_where_parameters_go():
 @pytest.mark.parametrize("lean", [False, True])
 def test_v_gamma_and_moments_lie_where_their_parameters_lie(lean):
     params = jax.tree.map(lambda x: jnp.ones(x.shape), abstract())
+    heads = [("query/kernel", (1,)), ("out/kernel", (0,)), ("kernel", dl.neurons)]
     tx = optax.chain(
         optax.scale_by_adam(),
         dl.add_split_lbi(
-            0.1, nu=10.0, lam=dl.auto(density=0.5, steps=100), lean=lean, structure=dl.neurons
+            0.1, nu=10.0, lam=dl.auto(density=0.5, steps=100), lean=lean, structure=heads
         ),
         optax.scale_by_learning_rate(0.1),
     )
