@@ -104,7 +104,8 @@ def _dot_general(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     for v, other, summed in ((left, right, lc), (right, left, rc)):
         if not v.data and (other.data or v is right):
             for i in summed:
-                v.axes[i].mark_read()
+                v.axes[i].mark_summed()
+                self.read.append((other, v.axes[i]))
     pairs = [(left.axes[i], right.axes[j]) for i, j in zip((*lc, *lb), (*rc, *rb), strict=True)]
     for a, b in pairs[: len(lc)]:
         for axis, partner in ((a, b), (b, a)):
@@ -138,30 +139,45 @@ def _convolution(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     for axis in (*_at(image, space), *_at(kernel, window)):
         self.fix(axis, DATA if is_open(axis) else Reason.CONVOLVED_OVER.at(self.where(eqn)))
     if groups == 1:
-        kernel.axes[into].mark_read()
+        kernel.axes[into].mark_summed()
+        self.read.append((image, kernel.axes[into]))
         self.align([(image.axes[channel], kernel.axes[into])], Reason.CONVOLVED.at(self.where(eqn)))
         self.label([kernel.axes[out].now()])
     else:
+        sizes = [var.aval.shape[i] for var, i in zip(eqn.invars, (channel, out), strict=True)]
         _group(
-            self, image.axes[channel], kernel.axes[into], kernel.axes[out], groups, self.where(eqn)
-        )
+            self, image.axes[channel], kernel.axes[into], kernel.axes[out], sizes, groups,
+            self.where(eqn),
+        )  # fmt: skip
     shape = shapes(eqn)[0]
     axes = list(fixed(shape))
     axes[dims.out_spec[0]] = image.axes[batch]
-    axes[dims.out_spec[1]] = kernel.axes[out].now()
+    made = kernel.axes[out].now()
+    if groups > 1 and made is WILD:  # a kernel made for the number of channels there are
+        made = self.repeated(image.axes[channel].now(), groups, shape[dims.out_spec[1]])
+    axes[dims.out_spec[1]] = made
     places = math.prod(shape[i] for i in dims.out_spec[2:]) * shape[dims.out_spec[0]]
     taps = math.prod(eqn.invars[1].aval.shape[i] for i in window)
-    self.cost(2 * places * taps, [kernel.axes[into].now(), kernel.axes[out].now()])
+    cells = [(kernel.axes[into].now(), into), (made, out)]
+    taps *= math.prod(eqn.invars[1].aval.shape[i] for axis, i in cells if axis is WILD)
+    self.cost(2 * places * taps, [axis for axis, _ in cells if axis is not WILD])
     return [Value(tuple(axes), image.data or kernel.data)]
 
 
-def _group(self: Follower, channel: Axis, into: Axis, out: Axis, groups: int, at: str) -> None:
+def _group(
+    self: Follower, channel: Axis, into: Axis, out: Axis, sizes: Sequence[int], groups: int, at: str
+) -> None:
     """The channels of a grouped convolution.
 
     A depthwise one loses whole groups, an input channel with the outputs made of it alone; any
     other keeps its groups, each of which loses the same positions.
     """
     self.label([a for a in (channel, out) if a is not WILD])
+    if WILD in (channel, out):
+        if sizes[0] != groups:  # each group of a constant kernel sums over its channels
+            for axis in (channel, out):
+                self.fix(axis, Reason.CONVOLVED.at(at))
+        return
     ends = [self.group_labels(axis, groups) for axis in (channel.now(), out.now())]
     if into.size == 1:
         self.partition.join(ends[1], ends[1][:, :1])
@@ -169,7 +185,7 @@ def _group(self: Follower, channel: Axis, into: Axis, out: Axis, groups: int, at
         return
     for atoms in ends:
         self.partition.join(atoms, atoms[:1])
-    into.mark_read()
+    into.mark_summed()
     self.align([(self.derived(ends[0][:1], [[channel]] * 2)[1], into)], Reason.CONVOLVED.at(at))
 
 
