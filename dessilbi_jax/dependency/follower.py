@@ -44,12 +44,12 @@ class Cost(NamedTuple):
 Rule = Callable[["Follower", Any, list[Value]], list[Value]]
 RULES: dict[str, Rule] = {}
 _SPREADING = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze"})
-_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "branches", "body_jaxpr")
+_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "branches", "body_jaxpr")
 _LARGE = 1 << 20  # constants of more numbers are not looked at
 _ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
-    exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic
-    lt max min mul name ne neg nextafter not or population_count pow real reduce_precision rem
+    cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh digamma div eq erf
+    erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma
+    log log1p logistic lt max min mul name ne neg nextafter not or population_count pow real reduce_precision rem
     round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sharding_constraint
     sign sin sinh sqrt square stop_gradient sub tan tanh to_edtype from_edtype xor"""
 _RANDOM = """random_bits random_fold_in random_seed random_split random_unwrap random_wrap
@@ -260,6 +260,9 @@ def summed_over(eqn: Any) -> set[tuple[int, int]]:
     if eqn.primitive.name == "dot_general":
         (left, right), _ = eqn.params["dimension_numbers"]
         return {(0, i) for i in left} | {(1, i) for i in right}
+    if eqn.primitive.name.startswith("ragged_dot"):
+        left, right = eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers[0]
+        return {(0, i) for i in left} | {(1, i) for i in right}
     if eqn.primitive.name == "conv_general_dilated":
         dims = eqn.params["dimension_numbers"]
         return {(0, dims.lhs_spec[1]), (1, dims.rhs_spec[1])}
@@ -361,6 +364,6 @@ def elementwise(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     return [Value(tuple(axes), data) for _ in eqn.outvars]
 
 
-@primitive(RULES, "optimization_barrier")
+@primitive(RULES, "optimization_barrier reshard")
 def _identity(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     return ins

@@ -9,12 +9,13 @@ from dessilbi_jax.dependency.reasons import DATA, Reason
 RULES: dict[str, Rule] = {}
 
 _CALLS = """checkpoint closed_call core_call custom_jvp_call custom_vjp_call
-    custom_vjp_call_jaxpr jit pjit remat remat2"""
+    custom_vjp_call_jaxpr custom_vmap_call jit pjit remat remat2"""
+_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 
 
 @primitive(RULES, _CALLS)
 def _call(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
+    inner = next(eqn.params[k] for k in _INNER if k in eqn.params)
     return self.run(inner, ins, eqn)
 
 

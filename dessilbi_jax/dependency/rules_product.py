@@ -1,4 +1,4 @@
-"""Following channels through products, convolutions, reductions and look-ups."""
+"""Following channels through products, convolutions and reductions."""
 
 import math
 from collections.abc import Sequence
@@ -20,56 +20,6 @@ from dessilbi_jax.dependency.reasons import DATA, Reason
 RULES: dict[str, Rule] = {}
 _REDUCTIONS = """argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum
     reduce_xor"""
-
-
-@primitive(RULES, "gather")
-def _gather(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    table, index = ins
-    dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    gone = (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
-    kept = []
-    for at, (axis, taken) in enumerate(zip(table.axes, sizes, strict=True)):
-        full = taken == eqn.invars[0].aval.shape[at] and at not in gone
-        if not full:
-            self.fix(axis, Reason.LOOKED_UP.at(self.where(eqn)))
-        if at not in gone:
-            kept.append(axis.now() if full else Axis(taken, DATA))
-    for axis in index.axes:
-        self.fix(axis, Reason.INDEX.at(self.where(eqn)))
-    self.label([a for a in kept if a is not WILD])
-    axes, rest = list(fixed(shapes(eqn)[0])), iter(kept)
-    for at in dims.offset_dims:
-        axes[at] = next(rest)
-    return [Value(tuple(axes), table.data or index.data)]
-
-
-@primitive(RULES, "dynamic_slice")
-def _dynamic_slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    axes = []
-    for axis, n, taken in zip(
-        ins[0].axes, eqn.invars[0].aval.shape, eqn.params["slice_sizes"], strict=True
-    ):
-        if taken != n:
-            self.fix(axis, Reason.LOOKED_UP.at(self.where(eqn)))
-        axes.append(axis.now() if taken == n else Axis(taken, DATA))
-    return [Value(tuple(axes), any(v.data for v in ins))]
-
-
-@primitive(RULES, "dynamic_update_slice")
-def _dynamic_update_slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    target, update = ins[:2]
-    pairs = []
-    for a, b in zip(target.axes, update.axes, strict=True):
-        if a.size == b.size or WILD in (a, b):
-            pairs.append((a, b))
-            continue
-        for axis in (a, b):
-            self.fix(axis, Reason.WRITTEN_BY_INDEX.at(self.where(eqn)))
-    self.align(pairs, Reason.WRITTEN.at(self.where(eqn)))
-    axes = tuple(
-        b.now() if a is WILD else a.now() for a, b in zip(target.axes, update.axes, strict=True)
-    )
-    return [Value(axes, any(v.data for v in ins))]
 
 
 @primitive(RULES, "reduce_window reduce_window_max reduce_window_min reduce_window_sum")
@@ -158,7 +108,10 @@ def _convolution(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     axes[dims.out_spec[1]] = made
     places = math.prod(shape[i] for i in dims.out_spec[2:]) * shape[dims.out_spec[0]]
     taps = math.prod(eqn.invars[1].aval.shape[i] for i in window)
-    cells = [(kernel.axes[into].now(), into), (made, out)]
+    summed = kernel.axes[into].now()
+    if summed is WILD and groups == 1:
+        summed = image.axes[channel].now()
+    cells = [(summed, into), (made, out)]
     taps *= math.prod(eqn.invars[1].aval.shape[i] for axis, i in cells if axis is WILD)
     self.cost(2 * places * taps, [axis for axis, _ in cells if axis is not WILD])
     return [Value(tuple(axes), image.data or kernel.data)]

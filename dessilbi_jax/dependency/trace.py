@@ -8,7 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from dessilbi_jax.dependency import follower, rules_control, rules_product, rules_shape
+from dessilbi_jax.dependency import (
+    follower,
+    rules_control,
+    rules_index,
+    rules_product,
+    rules_shape,
+)
 from dessilbi_jax.dependency.axes import Axis, Question
 from dessilbi_jax.dependency.follower import Follower, Value
 from dessilbi_jax.dependency.groups import ChannelGroups, Place
@@ -20,7 +26,7 @@ from dessilbi_jax.tree import leaf_paths
 _TRIES = 8  # walks to find out which axis is to lose positions
 _RULES = {
     name: rule
-    for table in (follower, rules_control, rules_shape, rules_product)
+    for table in (follower, rules_control, rules_shape, rules_product, rules_index)
     for name, rule in table.RULES.items()
 }
 
