@@ -46,12 +46,13 @@ RULES: dict[str, Rule] = {}
 _SPREADING = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze"})
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "branches", "body_jaxpr")
 _LARGE = 1 << 20  # constants of more numbers are not looked at
-_ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh digamma div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma
-    log log1p logistic lt max min mul name ne neg nextafter not or population_count pow real reduce_precision rem
-    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sharding_constraint
-    sign sin sinh sqrt square stop_gradient sub tan tanh to_edtype from_edtype xor"""
+_ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
+    bessel_i1e cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh
+    digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
+    integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter
+    not or population_count pow real reduce_precision rem round rsqrt select_n shift_left
+    shift_right_arithmetic shift_right_logical sharding_constraint sign sin sinh sqrt square
+    stop_gradient sub tan tanh to_edtype from_edtype xor"""
 _RANDOM = """random_bits random_fold_in random_seed random_split random_unwrap random_wrap
     rng_bit_generator rng_uniform threefry2x32"""
 

@@ -298,13 +298,14 @@ class ChannelGroups:
         out = []
         for key, groups in together.items():
             makers = [m for m in key if not m[3]]
-            kernels = [m for m in makers if len(self.shapes[m[0]]) > 1]
+            most = max(len(self.shapes[m[0]]) for m in makers)
+            kernels = [m for m in makers if len(self.shapes[m[0]]) == most]  # and no stacked bias
             one = everything.copy()
             one[groups[0]] = False
             out.append(
                 ChannelSet(
-                    (kernels or makers)[0][0], np.array(groups),
-                    tuple(sorted(key, key=lambda m: m[0] != (kernels or makers)[0][0])),
+                    kernels[0][0], np.array(groups),
+                    tuple(sorted(key, key=lambda m: m[0] != kernels[0][0])),
                     params - self.params_of(one), flops - self.flops_of(one),
                 )
             )  # fmt: skip

@@ -5,6 +5,7 @@ The reference is `dl.project(params, masks)`, which every user has, and nothing 
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -395,3 +396,90 @@ def test_leaves_that_only_training_uses_are_told():
     small = dl.slim(net, masks, x)
     assert "note: aux/bias, aux/kernel are not used by the network as it was traced" in str(small)
     assert not functools.reduce(getattr, ("drop", "deterministic"), small.model)
+
+
+# --- stacks of layers ----------------------------------------------------------------------------
+
+
+def nnx_stack():
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.up, self.down = nnx.Linear(6, 10, rngs=rngs), nnx.Linear(10, 6, rngs=rngs)
+
+        def __call__(self, x):
+            return x + self.down(nnx.relu(self.up(x)))
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            @nnx.split_rngs(splits=3)
+            @nnx.vmap(in_axes=(0,), out_axes=0)
+            def stacked(rngs):
+                return Block(rngs)
+
+            self.first, self.head = nnx.Linear(5, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+            self.blocks = stacked(rngs)
+
+        def __call__(self, x):
+            @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+            def through(x, block):
+                return block(x)
+
+            return self.head(through(self.first(x), self.blocks))
+
+    net = Net(nnx.Rngs(0))
+    return net, "kernel", r(0, 2, 5), lambda small: small.blocks.up
+
+
+def equinox_stack():
+    class Block(eqx.Module):
+        up: eqx.nn.Linear
+        down: eqx.nn.Linear
+
+        def __init__(self, key):
+            up, down = jax.random.split(key)
+            self.up, self.down = eqx.nn.Linear(6, 10, key=up), eqx.nn.Linear(10, 6, key=down)
+
+        def __call__(self, x):
+            return x + self.down(jax.nn.relu(self.up(x)))
+
+    class Net(eqx.Module):
+        first: eqx.nn.Linear
+        blocks: Block
+        head: eqx.nn.Linear
+
+        def __init__(self, key):
+            first, head, blocks = jax.random.split(key, 3)
+            self.first = eqx.nn.Linear(5, 6, key=first)
+            self.head = eqx.nn.Linear(6, 3, key=head)
+            self.blocks = eqx.filter_vmap(Block)(jax.random.split(blocks, 3))
+
+        def __call__(self, x):
+            arrays, rest = eqx.partition(self.blocks, eqx.is_array)
+            x, _ = jax.lax.scan(
+                lambda x, layer: (eqx.combine(layer, rest)(x), None), self.first(x), arrays
+            )
+            return self.head(x)
+
+    return Net(jax.random.key(0)), "weight", r(0, 5), lambda small: small.blocks.up
+
+
+@pytest.mark.parametrize("make", [nnx_stack, equinox_stack])
+def test_a_stack_of_layers_is_cut_in_all_of_them(make):
+    net, kernel, x, layer = make()
+    groups = dl.channel_groups(net, x)
+    assert groups.count == 6 + 10
+    keep = np.arange(10) >= 4
+    axis = groups.shapes[f"blocks/up/{kernel}"].index(10)
+    shape = [10 if i == axis else 1 for i in range(3)]
+    masks = {
+        f"blocks/up/{kernel}": np.broadcast_to(
+            keep.reshape(shape), groups.shapes[f"blocks/up/{kernel}"]
+        ),
+        "blocks/up/bias": np.broadcast_to(keep, (3, 10)),
+    }
+    small = dl.slim(net, masks, x)
+    assert layer(small.model).out_features == 6
+    assert small.difference < 1e-5
+    assert small.model(x).shape == net(x).shape
+    again = dl.channel_groups(small.model, x)
+    assert again.count == 6 + 6
