@@ -11,7 +11,7 @@ import numpy as np
 from dessilbi_jax.dependency.plan import Plan
 from dessilbi_jax.dependency.reasons import Reason, Why
 from dessilbi_jax.text import columns
-from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths
+from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths, words
 
 Place = tuple[str, int]  # a leaf's path and one of its axes
 
@@ -298,14 +298,15 @@ class ChannelGroups:
         out = []
         for key, groups in together.items():
             makers = [m for m in key if not m[3]]
-            most = max(len(self.shapes[m[0]]) for m in makers)
-            kernels = [m for m in makers if len(self.shapes[m[0]]) == most]  # and no stacked bias
+            kernels = [m for m in makers if len(self.shapes[m[0]]) > 1]
+            # The bias of a stack of layers has two axes too.
+            kernels = [m for m in kernels if words(m[0].rpartition("/")[2]) != {"bias"}] or kernels
             one = everything.copy()
             one[groups[0]] = False
             out.append(
                 ChannelSet(
-                    kernels[0][0], np.array(groups),
-                    tuple(sorted(key, key=lambda m: m[0] != kernels[0][0])),
+                    (kernels or makers)[0][0], np.array(groups),
+                    tuple(sorted(key, key=lambda m: m[0] != (kernels or makers)[0][0])),
                     params - self.params_of(one), flops - self.flops_of(one),
                 )
             )  # fmt: skip
