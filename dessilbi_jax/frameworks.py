@@ -146,6 +146,15 @@ def _nnx_attention(m: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _nnx_cell(m: Any) -> dict[str, Any]:
+    sizes = m.dense_i.kernel.shape[0], m.dense_h.kernel.shape[0]
+    return dict(zip(("in_features", "hidden_features"), sizes, strict=True))
+
+
+def _eqx_cell(m: Any) -> dict[str, Any]:
+    return {"input_size": m.weight_ih.shape[1], "hidden_size": m.weight_hh.shape[1]}
+
+
 def _eqx_conv(m: Any) -> dict[str, Any]:
     out, into, *_ = m.weight.shape
     groups = m.groups
@@ -190,6 +199,12 @@ _SIZES: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
         zip(("num_embeddings", "features"), m.embedding.shape, strict=True)
     ),
     ("flax", "MultiHeadAttention"): _nnx_attention,
+    ("flax", "LSTMCell"): lambda m: {
+        "in_features": m.ii.kernel.shape[0],
+        "hidden_features": m.hi.kernel.shape[0],
+    },
+    **{("flax", name): _nnx_cell for name in ("OptimizedLSTMCell", "GRUCell", "SimpleCell")},
+    **{("equinox", name): _eqx_cell for name in ("GRUCell", "LSTMCell")},
     ("equinox", "Linear"): _eqx_linear,
     ("equinox", "GroupNorm"): lambda m: {
         "groups": m.weight.shape[0] * m.groups // m.channels,
@@ -212,6 +227,12 @@ _RANKS: dict[tuple[str, str], Callable[[Any], tuple[Any, int]]] = {
     ("flax", "GroupNorm"): lambda m: (m.scale, 1),
     ("flax", "Embed"): lambda m: (m.embedding, 2),
     ("flax", "MultiHeadAttention"): lambda m: (m.query.kernel, 3),
+    ("flax", "LSTMCell"): lambda m: (m.hi.kernel, 2),
+    **{
+        ("flax", name): lambda m: (m.dense_h.kernel, 2)
+        for name in ("OptimizedLSTMCell", "GRUCell", "SimpleCell")
+    },
+    **{("equinox", name): lambda m: (m.weight_hh, 2) for name in ("GRUCell", "LSTMCell")},
     ("equinox", "Linear"): lambda m: (m.weight, 2),
     ("equinox", "GroupNorm"): lambda m: (m.weight, 1),
     ("equinox", "MultiheadAttention"): lambda m: (m.query_proj.weight, 2),

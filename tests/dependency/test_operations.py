@@ -11,6 +11,8 @@ import pytest
 import dessilbi_jax as dl
 from dessilbi_jax.tree import leaf_paths
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 
 def r(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape) / 2

@@ -15,6 +15,8 @@ import dessilbi_jax as dl
 from dessilbi_jax.optimizer import auto_lam, step
 from dessilbi_jax.optimizer.settings import CLOSED
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 W = {"kernel": jax.random.normal(jax.random.key(0), (64, 64))}
 STILL = jax.tree.map(jnp.zeros_like, W)
 

@@ -16,6 +16,8 @@ import dessilbi_jax as dl
 from dessilbi_jax.slimming.compare import Differs, difference
 from dessilbi_jax.tree import leaf_paths
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 
 def r(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape) / 2
@@ -483,3 +485,70 @@ def test_a_stack_of_layers_is_cut_in_all_of_them(make):
     assert small.model(x).shape == net(x).shape
     again = dl.channel_groups(small.model, x)
     assert again.count == 6 + 6
+
+
+# --- recurrent cells -----------------------------------------------------------------------------
+
+
+def nnx_recurrent(cell):
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.rnn = nnx.RNN(cell(5, 8, rngs=rngs), rngs=rngs)
+            self.head = nnx.Linear(8, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.rnn(x)[:, -1])
+
+    return Net(nnx.Rngs(0)), r(0, 2, 4, 5), lambda small: small.rnn.cell.hidden_features
+
+
+def equinox_recurrent(cell):
+    class Net(eqx.Module):
+        cell: eqx.Module
+        head: eqx.nn.Linear
+
+        def __init__(self, key):
+            one, two = jax.random.split(key)
+            self.cell, self.head = cell(5, 8, key=one), eqx.nn.Linear(8, 3, key=two)
+
+        def __call__(self, x):
+            start = jnp.zeros(self.cell.hidden_size)
+            start = (start, start) if cell is eqx.nn.LSTMCell else start
+            state, _ = jax.lax.scan(lambda s, row: (self.cell(row, s), None), start, x)
+            return self.head(state[0] if isinstance(state, tuple) else state)
+
+    return Net(jax.random.key(0)), r(0, 4, 5), lambda small: small.cell.hidden_size
+
+
+RECURRENT = {
+    **{
+        f"nnx.{cell.__name__}": (nnx_recurrent, cell)
+        for cell in (nnx.LSTMCell, nnx.GRUCell, nnx.SimpleCell, nnx.OptimizedLSTMCell)
+    },
+    **{
+        f"eqx.nn.{cell.__name__}": (equinox_recurrent, cell)
+        for cell in (eqx.nn.LSTMCell, eqx.nn.GRUCell)
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_cells_come_back_usable(name):
+    make, cell = RECURRENT[name]
+    net, x, width = make(cell)
+    groups = dl.channel_groups(net, x)
+    assert groups.count == 8, str(groups)
+    kept = np.arange(8) % 2 == 0
+    plan = groups.plan_of(kept)
+    masks = {}
+    for (path, axis), numbers in groups.numbers.items():
+        if (path, axis) in groups.reads:
+            continue
+        shape = [-1 if i == axis else 1 for i in range(len(groups.shapes[path]))]
+        mask = np.broadcast_to(kept[numbers].reshape(shape), groups.shapes[path])
+        masks[path] = masks.get(path, True) & mask
+    small = dl.slim(net, masks, x)
+    assert small.plan.keep == plan.keep
+    assert width(small.model) == 4
+    assert small.difference < 1e-5
+    assert small.model(x).shape == net(x).shape
