@@ -8,14 +8,21 @@ nothing comes of the choice, the walk is made anew with another one (`trace`).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from dessilbi_jax.dependency.reasons import DATA, Reason, Why
 
 Atoms = np.ndarray  # int64, in any shape
-Question: TypeAlias = tuple[int | str, ...]  # where labels lie over several axes, and their lengths
+Question: TypeAlias = tuple[int | str, ...]  # what is asked at which line, of which lengths
+
+
+class Asked(NamedTuple):
+    """A question: how many answers it has, and the labels that it was asked of."""
+
+    options: int
+    atoms: list[Atoms]
 
 
 class Partition:
@@ -153,11 +160,16 @@ class Axes:
     def __init__(self, choices: Mapping[Question, int] | None = None) -> None:
         self.partition = Partition()
         self.choices = choices or {}
-        self.asked: dict[Question, list[Atoms]] = {}
+        self.asked: dict[Question, Asked] = {}
 
     def question(self, labels: Labels) -> Question:
         """What is asked where labels lie over several axes: of which lengths, and where."""
         return (*labels.atoms.shape,)
+
+    def choice(self, question: Question, options: int, atoms: Atoms) -> int:
+        """Which of some options is to be taken; the first, where nobody has chosen."""
+        self.asked.setdefault(question, Asked(options, [])).atoms.append(atoms)
+        return self.choices.get(question, 0)
 
     def label(self, axes: Sequence[Axis]) -> None:
         """Gives those of the axes that are still open labels of their own, over all of them."""
@@ -225,9 +237,7 @@ class Axes:
                 uniform.append(at)
         at = uniform[0] if uniform else 0
         if not uniform:
-            question = self.question(labels)
-            self.asked.setdefault(question, []).append(labels.atoms)
-            at = self.choices.get(question, 0)
+            at = self.choice(self.question(labels), len(labels.axes), labels.atoms)
         chosen = labels.axes[at]
         self.keep_only(labels, [chosen], Why(Reason.ONE_BLOCK))
 

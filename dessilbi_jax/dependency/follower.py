@@ -26,12 +26,14 @@ class Value(NamedTuple):
         data: whether it depends on the network's inputs.
         node: its number on the tape, None before it has one.
         number: the number in the program that all its entries are, or None.
+        summed: of a sum over channels, what was asked of it and how many there are.
     """
 
     axes: tuple[Axis, ...]
     data: bool
     node: int | None = None
     number: Any = None
+    summed: tuple[Question, int] | None = None
 
 
 class Cost(NamedTuple):
@@ -76,6 +78,11 @@ class Follower(Axes):
         unknown: (primitive, where) of what could not be followed.
         tape: what was computed from what.
         read: (value, axis of a leaf that is summed over with it), for each read.
+        sums: (value, axis) of sums over channels that were taken for ones which zeros leave as
+            they are.
+        hopeless: questions of sums that are divided by how many they are: means, which change
+            with the number of channels.
+        wrong: whether one of `sums` turned out not to be of zeros.
     """
 
     def __init__(
@@ -90,6 +97,9 @@ class Follower(Axes):
         self.callers: list[Any] = []  # the equations whose inner jaxprs are being walked
         self.tape = Tape()
         self.read: list[tuple[Value, Axis]] = []
+        self.sums: list[tuple[Value, Axis]] = []
+        self.hopeless: set[Question] = set()
+        self.wrong = False
 
     def question(self, labels: Labels) -> Question:
         """What is asked where labels lie over several axes: at which line, and of which lengths."""
@@ -134,11 +144,23 @@ class Follower(Axes):
             rule, self.here = self.rules.get(eqn.primitive.name, unknown), eqn
             outs = [self.told_apart(v) for v in rule(self, eqn, ins)]
             self._mark_made(eqn, ins, outs)
-            if eqn.primitive.name in _SPREADING and ins[0].number is not None:
-                outs = [v._replace(number=ins[0].number) for v in outs]
+            if eqn.primitive.name in _SPREADING:
+                told = {"number": ins[0].number, "summed": ins[0].summed}
+                outs = [v._replace(**told) if v.node is None else v for v in outs]
+            self._is_mean(eqn, ins)
             outs = [v if v.node is not None else self.tape.add(v, eqn, ins) for v in outs]
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(var) for var in jaxpr.outvars]
+
+    def _is_mean(self, eqn: Any, ins: Sequence[Value]) -> None:
+        """Notes of a sum over channels that it is divided by their number."""
+        if eqn.primitive.name not in ("div", "mul"):
+            return
+        for v, by in ((ins[0], ins[-1]), (ins[-1], ins[0])):
+            if v.summed is not None and by.number is not None:
+                question, n = v.summed
+                if any(math.isclose(float(by.number), x, rel_tol=1e-5) for x in (n, 1 / n)):
+                    self.hopeless.add(question)
 
     def _mark_made(self, eqn: Any, ins: Sequence[Value], outs: Sequence[Value]) -> None:
         """Notes which leaves the data have an axis from: those make its channels."""
@@ -363,6 +385,12 @@ def elementwise(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         self.align(list(zip(axes, other, strict=True)), Reason.COMBINED.at(self.where(eqn)))
         axes = [(o if a is WILD else a).now() for a, o in zip(axes, other, strict=True)]
     return [Value(tuple(axes), data) for _ in eqn.outvars]
+
+
+@primitive(RULES, "bitcast_convert_type")
+def _bits(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    alike = len(ins[0].axes) == len(shapes(eqn)[0])  # else bits have an axis of their own
+    return (elementwise if alike else unknown)(self, eqn, ins)
 
 
 @primitive(RULES, "optimization_barrier reshard")

@@ -57,6 +57,9 @@ def _dot_general(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
                 v.axes[i].mark_summed()
                 self.read.append((other, v.axes[i]))
     pairs = [(left.axes[i], right.axes[j]) for i, j in zip((*lc, *lb), (*rc, *rb), strict=True)]
+    if not left.data and not right.data:  # as in W + A @ B: what is summed over can go too
+        for axis, _ in pairs[: len(lc)]:
+            self.label([axis] if axis.now().origins else [])
     for a, b in pairs[: len(lc)]:
         for axis, partner in ((a, b), (b, a)):
             if partner is WILD:
@@ -146,10 +149,20 @@ def _group(
 def _reduce(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     gone = eqn.params["axes"]
     why = Reason.REDUCED.at(eqn.primitive.name, self.where(eqn))
-    for axis in (ins[0].axes[i] for i in gone):
+    summed = None
+    for axis in (ins[0].axes[i].now() for i in gone):
+        alone = axis.labels is not None and len(axis.labels.axes) == 1
+        if eqn.primitive.name == "reduce_sum" and alone and axis.fixed is None:
+            # Zeros leave a sum as it is, if what is summed is zero with its channel.
+            assert axis.labels is not None
+            question = ("summed", axis.size, self.where(eqn))
+            summed = question, axis.size
+            if self.choice(question, 2, axis.labels.atoms):
+                self.sums.append((ins[0], axis))
+                continue
         self.fix(axis, why)
     return [
-        Value(tuple(a.now() for i, a in enumerate(v.axes) if i not in gone), v.data)
+        Value(tuple(a.now() for i, a in enumerate(v.axes) if i not in gone), v.data, summed=summed)
         for v in ins[: len(eqn.outvars)]
     ]
 

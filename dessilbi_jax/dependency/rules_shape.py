@@ -187,7 +187,8 @@ def _concatenate(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
 def _joined(self: Follower, parts: Sequence[Axis], sizes: Sequence[int]) -> Axis:
     """The axis made of others, one behind the other."""
     parts = [p.now() for p in parts]
-    self.label([p for p in parts if p is not WILD])
+    for part in parts:  # one by one: they are axes of different arrays
+        self.label([part] if part is not WILD else [])
     for part in parts:
         if part.labels is not None:
             self.decide(part.labels)

@@ -128,20 +128,22 @@ def _best(
     """
     choices: dict[Question, int] = {}
     groups, walk = found(choices)
-    most, tries, tried = _free(groups), 0, set()
+    most, tries = _free(groups), 0
+    tried: set[Question] = set()
     while True:
         lost = [
             question
-            for question, atoms in walk.asked.items()
-            if question not in tried and all(walk.partition.pinned(a.ravel()).all() for a in atoms)
+            for question, asked in walk.asked.items()
+            if question not in tried | walk.hopeless
+            and all(walk.partition.pinned(a.ravel()).all() for a in asked.atoms)
         ]
         if not lost or tries >= _TRIES:
             return groups
         tried.add(lost[0])
-        for at in range(1, walk.asked[lost[0]][0].ndim):
+        for at in range(1, walk.asked[lost[0]].options):
             tries += 1
             other, other_walk = found({**choices, lost[0]: at})
-            if _free(other) > most:
+            if _free(other) > most and not other_walk.wrong:
                 choices[lost[0]] = at
                 groups, walk, most = other, other_walk, _free(other)
 
@@ -278,6 +280,11 @@ def _completing(
     states = walk.tape.states(
         lambda value: frozenset().union(*map(carried, value.axes)),
         [v.node for v in leaves.values() if v.node is not None],
+    )
+    walk.wrong = any(
+        value.node is None
+        or any(states[value.node].get(channel) != 0.0 for channel in carried(axis))
+        for value, axis in walk.sums
     )
     out: set[Place] = set()
     for value, axis in walk.read:

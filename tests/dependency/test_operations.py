@@ -128,6 +128,24 @@ def ensemble(p, x):
     return out.mean(0)
 
 
+def joined_kernels(p, x):
+    """Gate and values by one product, whose kernel is put together in the code."""
+    h = x @ jnp.concatenate([p["gate"], p["up"]], 1)
+    gate, up = jnp.split(h, 2, -1)
+    return (jax.nn.silu(gate) * up) @ p["o"]
+
+
+def low_rank(p, x):
+    """A kernel with its adapter merged: the rank can go by itself."""
+    return jax.nn.relu(x @ (p["w"] + p["a"] @ p["b"])) @ p["o"]
+
+
+def cosine(p, x):
+    """Sums that zeros leave as they are."""
+    a, b = jax.nn.relu(x @ p["a"]), jax.nn.relu(x @ p["b"])
+    return (a * b).sum(-1) / (jnp.sqrt((a * a).sum(-1) * (b * b).sum(-1)) + 1e-3)
+
+
 def ones_over_channels(p, x):
     h = jax.nn.relu(conv(x, p["a"]))
     return conv(h, jnp.ones((1, 1, h.shape[-1], 2))).mean((1, 2))
@@ -149,6 +167,14 @@ CASES = {
     "interleaved": (interleaved, {"a": r(0, 5, 20), "o": r(1, 10, 3)}, (r(2, 4, 5),), 10),
     "shuffle": (shuffle, {"a": r(0, 5, 4), "b": r(1, 5, 4), "o": r(2, 8, 3)}, (r(3, 6, 5),), 4),
     "ensemble": (ensemble, {"a": r(0, 3, 5, 10), "o": r(1, 3, 10, 2)}, (r(2, 4, 5),), 10),
+    "joined kernels": (
+        joined_kernels, {"gate": r(0, 5, 8), "up": r(1, 5, 8), "o": r(2, 8, 3)}, (r(3, 4, 5),), 8,
+    ),
+    "low rank": (
+        low_rank, {"w": r(0, 5, 8), "a": r(1, 5, 4), "b": r(2, 4, 8), "o": r(3, 8, 3)},
+        (r(4, 4, 5),), 12,
+    ),
+    "cosine": (cosine, {"a": r(0, 5, 8), "b": r(1, 5, 8)}, (r(2, 4, 5),), 8),
     "ones": (ones_over_channels, {"a": r(0, 3, 3, 3, 6)}, (r(3, 1, 6, 6, 3),), 6),
     **{f"blur, {how}": blur(how) for how in
        ("numpy", "tile", "broadcast", "ones", "repeat", "two of each")},
@@ -195,3 +221,32 @@ def test_positions_of_a_shuffle_that_are_not_the_same_are_no_ticket_of_it():
     }
     with pytest.raises(ValueError, match=r"empties no channel: .*dl\.channels\(groups\)"):
         dl.slim(params, masks, *inputs, fn=net)
+
+
+MEANS = {
+    "layer norm": lambda h: (h - h.mean(-1, keepdims=True)) / (h.std(-1, keepdims=True) + 0.1),
+    "mean": lambda h: h - h.mean(-1, keepdims=True),
+    "mean square": lambda h: h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6),
+    "softmax": lambda h: jax.nn.softmax(h),
+    "sum of one more": lambda h: h / (h + 1).sum(-1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_reductions_that_the_number_of_channels_changes_keep_them(name):
+    params = {"a": r(0, 5, 8), "o": r(1, 8, 3)}
+    groups = dl.channel_groups(
+        lambda p, x: MEANS[name](jax.nn.relu(x @ p["a"])) @ p["o"], params, r(2, 4, 5)
+    )
+    assert groups.count == 0
+    assert "reduced over" in str(groups.reasons["a", 1])
+
+
+def test_random_numbers_of_training_say_so():
+    def net(p, x, key):
+        h = jax.nn.relu(x @ p["a"])
+        return jnp.where(jax.random.bernoulli(key, 0.9, h.shape), h / 0.9, 0) @ p["o"]
+
+    params = {"a": r(0, 5, 8), "o": r(1, 8, 3)}
+    groups = dl.channel_groups(net, params, r(2, 4, 5), jax.random.key(0))
+    assert "trace it in evaluation mode" in str(groups.reasons["a", 1])
