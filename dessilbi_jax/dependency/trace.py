@@ -21,7 +21,7 @@ from dessilbi_jax.dependency.groups import ChannelGroups, Place
 from dessilbi_jax.dependency.reasons import DATA, Reason, Why
 from dessilbi_jax.dependency.tape import VARIES
 from dessilbi_jax.frameworks import as_network, is_module
-from dessilbi_jax.tree import leaf_paths
+from dessilbi_jax.tree import dtype_of, leaf_paths
 
 _TRIES = 8  # walks to find out which axis is to lose positions
 _RULES = {
@@ -91,7 +91,7 @@ def channel_groups(
         leaves = _walked(walk, closed, shapes, given, ignore)
         return _result(walk, leaves), walk
 
-    return _best(found)
+    return _best(found, lambda groups: _runs_smaller(fn, params, example_inputs, groups))
 
 
 def _walked(
@@ -121,10 +121,13 @@ def _walked(
 
 def _best(
     found: Callable[[Mapping[Question, int]], tuple[ChannelGroups, Follower]],
+    runs: Callable[[ChannelGroups], bool],
 ) -> ChannelGroups:
     """The groups with which most weights can go, of a few choices of axes.
 
-    A choice is tried anew where nothing has come of it, each of its axes in turn.
+    A choice is tried anew where nothing has come of it, each of its axes in turn. Another one is
+    taken where the network runs with one channel less of each set, as code does that reads its
+    lengths from its arrays.
     """
     choices: dict[Question, int] = {}
     groups, walk = found(choices)
@@ -143,9 +146,28 @@ def _best(
         for at in range(1, walk.asked[lost[0]].options):
             tries += 1
             other, other_walk = found({**choices, lost[0]: at})
-            if _free(other) > most and not other_walk.wrong:
+            if _free(other) > most and not other_walk.wrong and runs(other):
                 choices[lost[0]] = at
                 groups, walk, most = other, other_walk, _free(other)
+
+
+def _runs_smaller(
+    fn: Callable[..., Any], params: Any, inputs: Sequence[Any], groups: ChannelGroups
+) -> bool:
+    """Whether the network can be traced with one channel less of each set."""
+    kept = np.ones(groups.count, bool)
+    for each in groups.sets:
+        if len(each.groups) > 1:
+            kept[each.groups[0]] = False
+    plan = groups.plan_of(kept)
+    leaves = [
+        jax.ShapeDtypeStruct(plan.shape(path), dtype_of(leaf)) for path, leaf in leaf_paths(params)
+    ]
+    try:
+        jax.eval_shape(fn, jax.tree.unflatten(jax.tree.structure(params), leaves), *inputs)
+    except Exception:  # whatever the network's code makes of other lengths
+        return False
+    return True
 
 
 def _free(groups: ChannelGroups) -> float:
