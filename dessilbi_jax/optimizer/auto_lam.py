@@ -61,6 +61,7 @@ class Automatic(NamedTuple):
         due: count of updates at which the share is to be reached.
         share: the share asked for.
         by_group: whether it is one of groups.
+        planned: updates of the whole run.
     """
 
     steps: jax.Array
@@ -76,6 +77,7 @@ class Automatic(NamedTuple):
     due: jax.Array
     share: jax.Array
     by_group: jax.Array
+    planned: jax.Array
 
 
 class Plan(NamedTuple):
@@ -84,6 +86,7 @@ class Plan(NamedTuple):
     due: jax.Array
     share: jax.Array
     by_group: jax.Array
+    planned: jax.Array
 
     @classmethod
     def of(cls, target: Auto) -> "Plan":
@@ -92,6 +95,7 @@ class Plan(NamedTuple):
             jnp.array(target.due, jnp.int32),
             jnp.array(target.share, jnp.float32),
             jnp.array(target.by_group, bool),
+            jnp.array(target.steps, jnp.int32),
         )
 
 
@@ -306,7 +310,5 @@ def _laid(state: Automatic, now: Moment) -> Automatic:
         since=jnp.where(changed, 0, state.since) + pace,
         origin=jnp.where((state.origin == before) & rests, now.count, state.origin),
         start=jnp.where((start == before) & rests, now.count, start),
-        due=now.plan.due,
-        share=now.plan.share,
-        by_group=now.plan.by_group,
+        **now.plan._asdict(),
     )

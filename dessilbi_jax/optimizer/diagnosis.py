@@ -187,11 +187,11 @@ def _warnings(
 ) -> tuple[str, ...]:
     out = []
     count = int(state.count)
-    if state.auto != () and count > int(state.auto.due):
+    if state.auto != () and count > int(state.auto.planned):
         out.append(
-            f"{count} updates of {int(state.auto.due)} planned: dl.auto promises nothing beyond "
-            f"its plan, and the density of Γ has become {density:.2%}; give it the number of "
-            "optimizer updates as steps (not of epochs or batches)"
+            f"{count} updates of {int(state.auto.planned)} planned: dl.auto promises nothing "
+            f"beyond its plan, and the density of Γ has become {density:.2%}; give it the number "
+            "of optimizer updates as steps (not of epochs or batches)"
         )
     if steps is not None and density == 0 and nearest <= 1 and has_lam(state):
         out.append(

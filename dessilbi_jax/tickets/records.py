@@ -250,6 +250,9 @@ class Records:
         return any(bool(rank.any()) for rank in self.rank.values())
 
     def lost(self, record: int) -> int:
-        """Entries of W that were not finite between the record before and this one."""
-        before = max(self.skipped[record - 1], 0) if record else 0
-        return max(self.skipped[record] - before, 0)
+        """Entries of W that were not finite between the record before and this one.
+
+        None behind a record of an older version, which does not say how many there were by then.
+        """
+        before = self.skipped[record - 1] if record else 0
+        return 0 if before < 0 else max(self.skipped[record] - before, 0)

@@ -164,6 +164,11 @@ def test_a_plan_that_has_passed_promises_nothing_and_diagnose_says_so():
     (warning,) = (w for w in found.warnings if "planned" in w)
     assert "400 updates of 40 planned" in warning
     assert f"{float(density[-1]):.2%}" in warning
+    early = make(steps=400, density=0.1, at=0.5)  # planned to go on behind the moment asked for
+    found = dl.diagnose(
+        lambda _: jnp.zeros(()), W, go(early, early.init(W), 400)[0], learning_rate=0.05, nu=20.0
+    )
+    assert not [w for w in found.warnings if "planned" in w]
     shorter, _ = go(make(steps=30, density=0.3), state, 10)
     assert float(dl.get_state(shorter).lam) == float(dl.get_state(state).lam)
     at_the_end = go(tx, tx.init(W), 40)[0]

@@ -180,7 +180,14 @@ def test_files_without_the_newer_facts_can_be_read(tmp_path):
     old = dl.SolutionPath.load(file)
     assert whole(old) == whole(path)
     assert old.ticket(density=0.5).card["weights"] == path.ticket(density=0.5).card["weights"]
-    old.record(3, TX.init(W))  # nobody knows how many updates there were
+    # Nobody knows how many updates there were by then, and how many entries had been skipped.
+    later = TX.init(W)
+    later = later._replace(split=later.split._replace(skipped=jnp.int32(5)))
+    old.record(3, later)
+    assert old.ticket(at=2).step == 2
+    assert old._records.lost(2) == 0
+    old.record(4, later)
+    assert old._records.lost(3) == 0
 
 
 def test_observed_says_what_is_hidden():
