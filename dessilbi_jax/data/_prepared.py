@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+from typing import Any
 
 from dessilbi_jax.text import nearest
 
@@ -146,8 +147,7 @@ def find(root: pathlib.Path, spec: Spec) -> pathlib.Path:
         raise FileNotFoundError(
             f"{chosen} is half there: it has no {_FEATURES}; copy or prepare it again"
         )
-    _check_format(chosen, spec)
-    _check_own(chosen, spec)
+    _check_own(chosen, spec, _check_format(chosen, spec))
     return chosen
 
 
@@ -171,18 +171,17 @@ def fits_in_memory(folder: pathlib.Path) -> bool:
     """
     try:
         info = json.loads((folder / _INFO).read_bytes())
-        json.loads((folder / _FEATURES).read_bytes())["featuresDict"]["features"]["image"]
+        sides = _told_shape(folder)
         rows = sum(int(n) for split in info["splits"] for n in split["shardLengths"])
     except (ValueError, KeyError, TypeError):
         return True
-    sides = image_shape(folder)
-    return sides is not None and rows * math.prod(sides) <= MEMORY_BYTES
+    return min(sides, default=0) > 0 and rows * math.prod(sides) <= MEMORY_BYTES
 
 
-def _check_format(folder: pathlib.Path, spec: Spec) -> None:
-    """Raises unless `dataset_info.json` parses and names array_record as the file format."""
+def _check_format(folder: pathlib.Path, spec: Spec) -> dict[str, Any]:
+    """`dataset_info.json`; raises unless it parses and names array_record as the file format."""
     try:
-        info = json.loads((folder / _INFO).read_bytes())
+        info: dict[str, Any] = json.loads((folder / _INFO).read_bytes())
         found = info.get("fileFormat", "tfrecord")
         others = info.get("alternativeFileFormats", [])
     except (ValueError, AttributeError) as error:
@@ -194,33 +193,37 @@ def _check_format(folder: pathlib.Path, spec: Spec) -> None:
             f"{folder} was prepared as {found}, array_record is needed; prepare it again with "
             f"`tfds build {spec.path} --file_format=array_record --data_dir=OTHER_FOLDER`"
         )
+    return info
 
 
-def _check_own(folder: pathlib.Path, spec: Spec) -> None:
+def _check_own(folder: pathlib.Path, spec: Spec, info: dict[str, Any]) -> None:
     """Raises unless the set says that it is the one asked for, with images of its shape."""
     name = spec.path.split("/")[0]
-    info = json.loads((folder / _INFO).read_bytes())
     if info.get("name", name) != name:
         raise ValueError(
             f"{folder} holds {info['name']}, not {name}: {_INFO} says so; put the files of "
             f"{spec.path} there, or ask for {info['name']}"
         )
-    found, own = image_shape(folder), _SHAPES.get(name)
-    if own is not None and found is not None and found != own:
+    own = _SHAPES.get(name)
+    try:
+        found = _told_shape(folder)
+    except (ValueError, KeyError, TypeError):
+        return  # reading the set will say what is wrong with its description
+    if own is not None and found != own:
         raise ValueError(
             f"{folder} holds images of shape {found} by its {_FEATURES}, those of {spec.path} have "
             f"{own}: these are the files of another set"
         )
 
 
-def image_shape(folder: pathlib.Path) -> tuple[int, ...] | None:
-    """Height, width and channels of every image, None where images differ or nothing is said."""
-    try:
-        features = json.loads((folder / _FEATURES).read_bytes())["featuresDict"]["features"]
-        sides = tuple(int(n) for n in features["image"]["image"]["shape"]["dimensions"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    return sides if min(sides, default=0) > 0 else None
+def _told_shape(folder: pathlib.Path) -> tuple[int, ...]:
+    """Height, width and channels of the images as `features.json` has them, −1 where they differ.
+
+    Raises:
+        ValueError, KeyError, TypeError: it says something else.
+    """
+    features = json.loads((folder / _FEATURES).read_bytes())["featuresDict"]["features"]
+    return tuple(int(n) for n in features["image"]["image"]["shape"]["dimensions"])
 
 
 def _contents(folder: pathlib.Path) -> str:

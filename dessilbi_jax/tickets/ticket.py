@@ -153,7 +153,7 @@ class Ticket:
         """
         patterns = (drop,) if isinstance(drop, str) else tuple(drop)
         shapes = {path: shape_of(leaf) for path, leaf in leaf_paths(params)}
-        shapes_of_hidden = {p for p in shapes if _under(p, self.hidden)}
+        hidden = {p for p in shapes if _under(p, self.hidden)}
         known = set(shapes) | set(self.masks)
         for pattern in patterns:
             if not any(re.search(pattern, path) for path in known):
@@ -162,7 +162,7 @@ class Ticket:
                 )
         dropped = {path for path in known if any(re.search(p, path) for p in patterns)}
         _check_fit({p: m for p, m in self.masks.items() if p not in dropped}, {
-            p: shape for p, shape in shapes.items() if p not in dropped | shapes_of_hidden
+            p: shape for p, shape in shapes.items() if p not in dropped | hidden
         }, "; name it by drop= to leave it dense")  # fmt: skip
         groups = self._groups
         bits, ties = (
