@@ -146,6 +146,15 @@ def _nnx_attention(m: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _nnx_cell(m: Any) -> dict[str, Any]:
+    sizes = m.dense_i.kernel.shape[0], m.dense_h.kernel.shape[0]
+    return dict(zip(("in_features", "hidden_features"), sizes, strict=True))
+
+
+def _eqx_cell(m: Any) -> dict[str, Any]:
+    return {"input_size": m.weight_ih.shape[1], "hidden_size": m.weight_hh.shape[1]}
+
+
 def _eqx_conv(m: Any) -> dict[str, Any]:
     out, into, *_ = m.weight.shape
     groups = m.groups
@@ -190,6 +199,12 @@ _SIZES: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
         zip(("num_embeddings", "features"), m.embedding.shape, strict=True)
     ),
     ("flax", "MultiHeadAttention"): _nnx_attention,
+    ("flax", "LSTMCell"): lambda m: {
+        "in_features": m.ii.kernel.shape[0],
+        "hidden_features": m.hi.kernel.shape[0],
+    },
+    **{("flax", name): _nnx_cell for name in ("OptimizedLSTMCell", "GRUCell", "SimpleCell")},
+    **{("equinox", name): _eqx_cell for name in ("GRUCell", "LSTMCell")},
     ("equinox", "Linear"): _eqx_linear,
     ("equinox", "GroupNorm"): lambda m: {
         "groups": m.weight.shape[0] * m.groups // m.channels,
@@ -201,12 +216,56 @@ _SIZES: dict[tuple[str, str], Callable[[Any], dict[str, Any]]] = {
 }
 
 
+# Of each layer an array, and how many axes it has where layers are not stacked.
+_RANKS: dict[tuple[str, str], Callable[[Any], tuple[Any, int]]] = {
+    ("flax", "Linear"): lambda m: (m.kernel, 2),
+    ("flax", "LinearGeneral"): lambda m: (m.kernel, len(m.in_features) + len(m.out_features)),
+    ("flax", "Einsum"): lambda m: (m.kernel, len(m.kernel_shape)),
+    ("flax", "Conv"): lambda m: (m.kernel, len(m.kernel_shape)),
+    ("flax", "ConvTranspose"): lambda m: (m.kernel, len(m.kernel_shape)),
+    ("flax", "BatchNorm"): lambda m: (m.mean, 1),
+    ("flax", "GroupNorm"): lambda m: (m.scale, 1),
+    ("flax", "Embed"): lambda m: (m.embedding, 2),
+    ("flax", "MultiHeadAttention"): lambda m: (m.query.kernel, 3),
+    ("flax", "LSTMCell"): lambda m: (m.hi.kernel, 2),
+    **{
+        ("flax", name): lambda m: (m.dense_h.kernel, 2)
+        for name in ("OptimizedLSTMCell", "GRUCell", "SimpleCell")
+    },
+    **{("equinox", name): lambda m: (m.weight_hh, 2) for name in ("GRUCell", "LSTMCell")},
+    ("equinox", "Linear"): lambda m: (m.weight, 2),
+    ("equinox", "GroupNorm"): lambda m: (m.weight, 1),
+    ("equinox", "MultiheadAttention"): lambda m: (m.query_proj.weight, 2),
+    **{
+        ("equinox", name): lambda m: (m.weight, m.num_spatial_dims + 2)
+        for name in ("Conv", "Conv1d", "Conv2d", "Conv3d")
+    },
+}
+
+
+class _One:
+    """A layer of a stack (`nnx.vmap`, `eqx.filter_vmap`): its arrays without the leading axes."""
+
+    def __init__(self, stack: Any, axes: int) -> None:
+        self._stack, self._axes = stack, axes
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._stack, name)
+        if hasattr(found, "shape") and hasattr(found, "dtype"):
+            return jax.ShapeDtypeStruct(found.shape[self._axes :], found.dtype)
+        inner = (type(found).__module__.partition(".")[0], type(found).__name__) in _SIZES
+        return _One(found, self._axes) if inner else found
+
+
 def _resize(layer: Any) -> None:
     """Brings the sizes that a layer of a framework keeps in line with its arrays."""
     package = type(layer).__module__.partition(".")[0]
     sizes = _SIZES.get((package, type(layer).__name__))
     if sizes is None:
         return
-    for name, value in sizes(layer).items():
+    array, rank = _RANKS[package, type(layer).__name__](layer)
+    if array is None:  # a normalisation without a scale keeps nothing to read a size from
+        return
+    for name, value in sizes(_One(layer, array.ndim - rank)).items():
         if hasattr(layer, name) and getattr(layer, name) != value:
             object.__setattr__(layer, name, value)

@@ -3,16 +3,26 @@
 Every axis that carries channels holds *labels*: an array of atoms, one a position. Atoms that must
 be removed together are joined (union-find); atoms that must stay are pinned, with a reason. After
 an axis has been split, as (features) into (heads, size), its labels lie over several axes at once,
-and which of these can lose positions is decided by the first operation that needs to know.
+and which of these can lose positions is decided by the first operation that needs to know; where
+nothing comes of the choice, the walk is made anew with another one (`trace`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from dessilbi_jax.dependency.reasons import DATA, Reason, Why
 
 Atoms = np.ndarray  # int64, in any shape
+Question: TypeAlias = tuple[int | str, ...]  # what is asked at which line, of which lengths
+
+
+class Asked(NamedTuple):
+    """A question: how many answers it has, and the labels that it was asked of."""
+
+    options: int
+    atoms: list[Atoms]
 
 
 class Partition:
@@ -25,6 +35,7 @@ class Partition:
 
     def fresh(self, count: int) -> Atoms:
         """New atoms, each a class of its own."""
+        assert count >= 0, "a broadcast axis has no length"
         while self._size + count > len(self._parent):
             self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
         atoms = np.arange(self._size, self._size + count)
@@ -92,7 +103,8 @@ class Axis:
         fixed: why it is fixed, or None.
         leaf: (path of the leaf, axis) where it is an axis of a leaf itself.
         origins: the axes of leaves that it comes from.
-        reads: of a leaf's axis: whether the leaf sums over it, as a kernel over its inputs.
+        summed: of a leaf's axis: whether the leaf sums over it, as a kernel over its inputs.
+        makes: of a leaf's axis: whether it goes on as an axis of the data.
     """
 
     def __init__(
@@ -107,7 +119,7 @@ class Axis:
         self.fixed = fixed
         self.leaf = leaf
         self.origins = (self,) if leaf else tuple(origins)
-        self.reads = False
+        self.summed = self.makes = False
         self._same: Axis | None = None
 
     def now(self) -> "Axis":
@@ -122,10 +134,20 @@ class Axis:
         self._same = other
         other.origins = (*other.origins, *(o for o in self.origins if o not in other.origins))
 
-    def mark_read(self) -> None:
+    @property
+    def reads(self) -> bool:
+        """Of a leaf's axis: whether it only reads channels. One that makes them too is a maker."""
+        return self.summed and not self.makes
+
+    def mark_summed(self) -> None:
         """Notes on the leaves behind this axis that they sum over it."""
         for origin in self.origins:
-            origin.reads = True
+            origin.summed = True
+
+    def mark_made(self) -> None:
+        """Notes on the leaves behind this axis that the data have it from them."""
+        for origin in self.origins:
+            origin.makes = True
 
 
 # An axis made by broadcasting: the same for all positions, so it takes the length it is given.
@@ -135,8 +157,19 @@ WILD = Axis(-1)
 class Axes:
     """The operations on axes that the rules of the primitives are made of."""
 
-    def __init__(self) -> None:
+    def __init__(self, choices: Mapping[Question, int] | None = None) -> None:
         self.partition = Partition()
+        self.choices = choices or {}
+        self.asked: dict[Question, Asked] = {}
+
+    def question(self, labels: Labels) -> Question:
+        """What is asked where labels lie over several axes: of which lengths, and where."""
+        return (*labels.atoms.shape,)
+
+    def choice(self, question: Question, options: int, atoms: Atoms) -> int:
+        """Which of some options is to be taken; the first, where nobody has chosen."""
+        self.asked.setdefault(question, Asked(options, [])).atoms.append(atoms)
+        return self.choices.get(question, 0)
 
     def label(self, axes: Sequence[Axis]) -> None:
         """Gives those of the axes that are still open labels of their own, over all of them."""
@@ -189,7 +222,10 @@ class Axes:
             self._drop(axis, why)
 
     def decide(self, labels: Labels) -> None:
-        """Brings labels over several axes to one: where they already agree, else the outermost."""
+        """Brings labels over several axes to one: where they already agree, else as was chosen.
+
+        The outermost by default; what was asked is noted, for those who try the others.
+        """
         if len(labels.axes) < 2:
             return
         roots = self.partition.find(labels.atoms)
@@ -199,7 +235,10 @@ class Axes:
             line = roots[tuple(slice(None) if i == at else slice(0, 1) for i in range(roots.ndim))]
             if np.array_equal(np.broadcast_to(line, roots.shape), roots) and others:
                 uniform.append(at)
-        chosen = labels.axes[uniform[0] if uniform else 0]
+        at = uniform[0] if uniform else 0
+        if not uniform:
+            at = self.choice(self.question(labels), len(labels.axes), labels.atoms)
+        chosen = labels.axes[at]
         self.keep_only(labels, [chosen], Why(Reason.ONE_BLOCK))
 
     def align(self, pairs: Sequence[tuple[Axis, Axis]], why: Why) -> None:

@@ -4,6 +4,7 @@ One rule a primitive says what becomes of the axes of its operands. A primitive 
 noted with its source line, and whatever it touches can no longer be removed: nothing is guessed.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,15 +13,27 @@ import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import Literal
 
-from dessilbi_jax.dependency.axes import WILD, Axes, Axis, is_open
+from dessilbi_jax.dependency.axes import WILD, Axes, Axis, Labels, Question, is_open
 from dessilbi_jax.dependency.reasons import DATA, Reason, Why
+from dessilbi_jax.dependency.tape import Tape
 
 
 class Value(NamedTuple):
-    """What is known of an array: its axes, and whether it depends on the network's inputs."""
+    """What is known of an array.
+
+    Attributes:
+        axes: its axes.
+        data: whether it depends on the network's inputs.
+        node: its number on the tape, None before it has one.
+        number: the number in the program that all its entries are, or None.
+        summed: of a sum over channels, what was asked of it and how many there are.
+    """
 
     axes: tuple[Axis, ...]
     data: bool
+    node: int | None = None
+    number: Any = None
+    summed: tuple[Question, int] | None = None
 
 
 class Cost(NamedTuple):
@@ -32,12 +45,16 @@ class Cost(NamedTuple):
 
 Rule = Callable[["Follower", Any, list[Value]], list[Value]]
 RULES: dict[str, Rule] = {}
-_ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
-    exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic
-    lt max min mul name ne neg nextafter not or population_count pow real reduce_precision rem
-    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sharding_constraint
-    sign sin sinh sqrt square stop_gradient sub tan tanh to_edtype from_edtype xor"""
+_SPREADING = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze"})
+_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "branches", "body_jaxpr")
+_LARGE = 1 << 20  # constants of more numbers are not looked at
+_ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
+    bessel_i1e cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh
+    digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
+    integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter
+    not or population_count pow real reduce_precision rem round rsqrt select_n shift_left
+    shift_right_arithmetic shift_right_logical sharding_constraint sign sin sinh sqrt square
+    stop_gradient sub tan tanh to_edtype from_edtype xor"""
 _RANDOM = """random_bits random_fold_in random_seed random_split random_unwrap random_wrap
     rng_bit_generator rng_uniform threefry2x32"""
 
@@ -59,15 +76,34 @@ class Follower(Axes):
         rules: a rule for each primitive that can be followed.
         costs: what its products and convolutions cost.
         unknown: (primitive, where) of what could not be followed.
+        tape: what was computed from what.
+        read: (value, axis of a leaf that is summed over with it), for each read.
+        sums: (value, axis) of sums over channels that were taken for ones which zeros leave as
+            they are.
+        hopeless: questions of sums that are divided by how many they are: means, which change
+            with the number of channels.
+        wrong: whether one of `sums` turned out not to be of zeros.
     """
 
-    def __init__(self, rules: Mapping[str, Rule]) -> None:
-        super().__init__()
+    def __init__(
+        self, rules: Mapping[str, Rule], choices: Mapping[Question, int] | None = None
+    ) -> None:
+        super().__init__(choices)
         self.rules = rules
+        self.here: Any = None  # the equation that is being followed
         self.costs: list[Cost] = []
         self.unknown: dict[tuple[str, str], None] = {}
         self.times = 1
         self.callers: list[Any] = []  # the equations whose inner jaxprs are being walked
+        self.tape = Tape()
+        self.read: list[tuple[Value, Axis]] = []
+        self.sums: list[tuple[Value, Axis]] = []
+        self.hopeless: set[Question] = set()
+        self.wrong = False
+
+    def question(self, labels: Labels) -> Question:
+        """What is asked where labels lie over several axes: at which line, and of which lengths."""
+        return (*super().question(labels), self.where(self.here))
 
     def where(self, eqn: Any) -> str:
         """Where in the source an equation comes from: `net.py:12 (block)`."""
@@ -90,12 +126,11 @@ class Follower(Axes):
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
-            why = Why(Reason.CONSTANT)
-            env[var] = Value(fixed(np.shape(const), why), False)
+            env[var] = Value(_constant(const), False)
         env.update(zip(jaxpr.invars, args, strict=True))
 
         def read(var: Any) -> Value:
-            return literal(np.shape(var.val)) if isinstance(var, Literal) else env[var]
+            return literal(var.val) if isinstance(var, Literal) else env[var]
 
         skipped = _for_nothing(jaxpr)
         for eqn in jaxpr.eqns:
@@ -106,10 +141,46 @@ class Follower(Axes):
                 )
                 continue
             ins = [as_now(read(var)) for var in eqn.invars]
-            rule = self.rules.get(eqn.primitive.name, unknown)
+            rule, self.here = self.rules.get(eqn.primitive.name, unknown), eqn
             outs = [self.told_apart(v) for v in rule(self, eqn, ins)]
+            self._mark_made(eqn, ins, outs)
+            if eqn.primitive.name in _SPREADING:
+                told = {"number": ins[0].number, "summed": ins[0].summed}
+                outs = [v._replace(**told) if v.node is None else v for v in outs]
+            self._is_mean(eqn, ins)
+            outs = [v if v.node is not None else self.tape.add(v, eqn, ins) for v in outs]
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(var) for var in jaxpr.outvars]
+
+    def _is_mean(self, eqn: Any, ins: Sequence[Value]) -> None:
+        """Notes of a sum over channels that it is divided by their number."""
+        if eqn.primitive.name not in ("div", "mul"):
+            return
+        for v, by in ((ins[0], ins[-1]), (ins[-1], ins[0])):
+            if v.summed is not None and by.number is not None:
+                question, n = v.summed
+                if any(math.isclose(float(by.number), x, rel_tol=1e-5) for x in (n, 1 / n)):
+                    self.hopeless.add(question)
+
+    def _mark_made(self, eqn: Any, ins: Sequence[Value], outs: Sequence[Value]) -> None:
+        """Notes which leaves the data have an axis from: those make its channels."""
+        if not any(v.data for v in outs) or all(v.data for v in ins):
+            return
+        if any(name in eqn.params for name in _INNER):  # what it is made of has been walked
+            return
+        labelled = [a.now().labels for v in outs for a in v.axes]
+        there = [self.partition.find(x.atoms.ravel()) for x in labelled if x is not None]
+        if not there:
+            return
+        roots = np.unique(np.concatenate(there))
+        summed = summed_over(eqn)
+        for at, v in enumerate(ins):
+            for i, axis in enumerate(v.axes if not v.data else ()):
+                labels = axis.now().labels
+                if labels is None or (at, i) in summed or not axis.now().origins:
+                    continue
+                if np.isin(self.partition.find(labels.atoms.ravel()), roots).any():
+                    axis.now().mark_made()
 
     def told_apart(self, value: Value) -> Value:
         """The value with no axis twice, as the outer product of a vector with itself has it."""
@@ -118,7 +189,7 @@ class Follower(Axes):
             if axis is not WILD and axis.fixed is None and axis in axes:
                 axis = self.copied(axis)
             axes.append(axis)
-        return Value(tuple(axes), value.data)
+        return value._replace(axes=tuple(axes))
 
     def copied(self, axis: Axis) -> Axis:
         """Another axis that loses the same positions."""
@@ -132,6 +203,30 @@ class Follower(Axes):
     def cost(self, factor: int, axes: Sequence[Axis]) -> None:
         """Notes what an equation costs, as often as the loops around it run."""
         self.costs.append(Cost(factor * self.times, tuple(axes)))
+
+    def every(self, axes: Sequence[Axis], at: int, start: int, step: int) -> list[Axis]:
+        """The axes after every `step`-th position was taken along one of them.
+
+        The `step` neighbours go together, so that the rest is still taken in turns.
+        """
+        axis = axes[at]
+        self.label([axis] if is_open(axis) else [])
+        if axis.labels is not None:
+            neighbours = np.moveaxis(axis.labels.atoms, axis.labels.axes.index(axis), 0)
+            neighbours = neighbours.reshape(-1, step, *neighbours.shape[1:])
+            self.partition.join(neighbours, neighbours[:, :1])
+        return self.part(axes, at, np.arange(start, axis.size, step))
+
+    def repeated(self, axis: Axis, groups: int, size: int) -> Axis:
+        """An axis of `size` positions, made of each group of another one in equal shares."""
+        if axis is WILD:
+            return axis
+        if axis.labels is not None:
+            self.decide(axis.labels)
+        if axis.labels is None or axis.size != groups:
+            return Axis(size, axis.fixed or DATA)
+        atoms = np.repeat(axis.labels.atoms, size // groups)
+        return self.derived(atoms, [[axis]])[0]
 
     def part(self, axes: Sequence[Axis], at: int, index: np.ndarray) -> list[Axis]:
         """The axes after positions have been taken along one of them."""
@@ -183,6 +278,36 @@ class Follower(Axes):
         return self.part(axes, at, np.arange(start, start + length))
 
 
+def summed_over(eqn: Any) -> set[tuple[int, int]]:
+    """(operand, axis) of what a product or a convolution sums over."""
+    if eqn.primitive.name == "dot_general":
+        (left, right), _ = eqn.params["dimension_numbers"]
+        return {(0, i) for i in left} | {(1, i) for i in right}
+    if eqn.primitive.name.startswith("ragged_dot"):
+        left, right = eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers[0]
+        return {(0, i) for i in left} | {(1, i) for i in right}
+    if eqn.primitive.name == "conv_general_dilated":
+        dims = eqn.params["dimension_numbers"]
+        return {(0, dims.lhs_spec[1]), (1, dims.rhs_spec[1])}
+    return set()
+
+
+def _constant(const: Any) -> tuple[Axis, ...]:
+    """The axes of an array of the program: one along which it is the same may be any length."""
+    shape = np.shape(const)
+    why = Why(Reason.CONSTANT)
+    if math.prod(shape) > _LARGE or not hasattr(const, "dtype"):
+        return fixed(shape, why)
+    try:
+        array = np.asarray(const)
+    except TypeError:  # keys of random numbers
+        return fixed(shape, why)
+    return tuple(
+        WILD if n > 1 and bool((array == array.take([0], axis=i)).all()) else Axis(n, why)
+        for i, n in enumerate(shape)
+    )
+
+
 def _for_nothing(jaxpr: Any) -> set[Any]:
     """The equations that only serve to make arrays without elements, as `jnp.pad` has them."""
     users: dict[int, list[Any]] = {id(var): [None] for var in jaxpr.outvars}
@@ -198,14 +323,14 @@ def _for_nothing(jaxpr: Any) -> set[Any]:
     return found
 
 
-def literal(shape: Sequence[int]) -> Value:
+def literal(number: Any) -> Value:
     """A number written in the program."""
-    return Value(fixed(shape), False)
+    return Value(fixed(np.shape(number)), False, number=number if np.ndim(number) == 0 else None)
 
 
 def as_now(value: Value) -> Value:
     """The value with its axes as they are by now."""
-    return Value(tuple(axis.now() for axis in value.axes), value.data)
+    return value._replace(axes=tuple(axis.now() for axis in value.axes))
 
 
 def shapes(eqn: Any) -> list[tuple[int, ...]]:
@@ -262,6 +387,12 @@ def elementwise(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     return [Value(tuple(axes), data) for _ in eqn.outvars]
 
 
-@primitive(RULES, "optimization_barrier")
+@primitive(RULES, "bitcast_convert_type")
+def _bits(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    alike = len(ins[0].axes) == len(shapes(eqn)[0])  # else bits have an axis of their own
+    return (elementwise if alike else unknown)(self, eqn, ins)
+
+
+@primitive(RULES, "optimization_barrier reshard")
 def _identity(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     return ins

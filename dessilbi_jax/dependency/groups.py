@@ -11,7 +11,7 @@ import numpy as np
 from dessilbi_jax.dependency.plan import Plan
 from dessilbi_jax.dependency.reasons import Reason, Why
 from dessilbi_jax.text import columns
-from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths
+from dessilbi_jax.tree import find_leaf, is_inexact, leaf_paths, words
 
 Place = tuple[str, int]  # a leaf's path and one of its axes
 
@@ -68,6 +68,9 @@ class ChannelGroups:
         unknown: (primitive, source line) of what could not be followed.
         costs: (factor, axes) of each product and convolution; an axis is its length or, where it
             can shrink, the group of each position.
+        completing: the (path, axis) among `reads` that belong to their groups: what makes these
+            channels does not silence them by being zero, as the query of an attention head with
+            shared keys and values, so that what reads them has to be zero too.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -76,6 +79,7 @@ class ChannelGroups:
     reasons: Mapping[Place, Why]
     unknown: tuple[tuple[str, str], ...]
     costs: tuple[tuple[int, tuple[Any, ...]], ...]
+    completing: frozenset[Place] = frozenset()
 
     @functools.cached_property
     def count(self) -> int:
@@ -92,8 +96,9 @@ class ChannelGroups:
     def kept(self, masks: Any = None) -> np.ndarray:
         """Which groups stay under some masks.
 
-        A group goes where all that makes it is masked: the slices, in the leaves that the masks
-        structure, of those who put it out. It goes too where all that reads it is masked.
+        A group goes where all that makes it is masked: the slices of all kernels that put it out,
+        and those of biases and scales as far as the masks name them (and of what completes it). It
+        goes too where all that reads it is masked.
 
         Args:
             masks: a `Ticket`, a tree of bool arrays, or a dict of them by path; None keeps all.
@@ -104,14 +109,30 @@ class ChannelGroups:
         for (path, axis), numbers in self.numbers.items():
             read = int((path, axis) in self.reads)
             inside = path in structured
-            if not inside and not read:
-                continue
-            np.add.at(made[read], numbers[numbers >= 0], 1)
+            if not inside and not read and len(self.shapes[path]) < 2:
+                continue  # a bias or a scale that the masks say nothing of
+            completes = (path, axis) in self.completing
+            rows = [0, 1] if completes else [read]
+            for row in rows:
+                np.add.at(made[row], numbers[numbers >= 0], 1)
             if inside:
                 dead = ~_alive(bits[path], axis, len(numbers)) & (numbers >= 0)
-                np.add.at(gone[read], numbers[dead], 1)
+                for row in rows:
+                    np.add.at(gone[row], numbers[dead], 1)
         emptied: np.ndarray = ((made > 0) & (made == gone)).any(axis=0)
         return ~emptied
+
+    def masks(self, masks: Any) -> dict[str, np.ndarray]:
+        """By leaf path, the elements that some masks keep, of the leaves that they mask."""
+        bits, _ = _group_bits(self.shapes, masks)
+        out = {}
+        for path, kept in bits.items():
+            for axis, n in enumerate(self.shapes[path]):
+                kept = (
+                    kept if kept.shape[axis] in (1, n) else kept.repeat(n // kept.shape[axis], axis)
+                )
+            out[path] = np.broadcast_to(kept, self.shapes[path])
+        return out
 
     def kept_by(self, plan: Plan) -> np.ndarray:
         """Which groups stay under a plan.
@@ -196,12 +217,16 @@ class ChannelGroups:
         Raises:
             ValueError: masks that do not fit, or a layer would be left without any channel.
         """
+        return self.plan_of(self.rounded(self.kept(masks), round_to, params))
+
+    def rounded(self, kept: np.ndarray, round_to: int, params: Any) -> np.ndarray:
+        """A choice of groups with more of them, so that widths are multiples of `round_to`.
+
+        Raises:
+            ValueError: a layer without any channel left, or no positive integer.
+        """
         if not isinstance(round_to, int) or round_to < 1:
             raise ValueError(f"round_to must be a positive integer, got {round_to!r}")
-        return self.plan_of(self._rounded(self.kept(masks), round_to, params))
-
-    def _rounded(self, kept: np.ndarray, round_to: int, params: Any) -> np.ndarray:
-        """A choice of groups with more of them, so that widths are multiples of `round_to`."""
         kept = kept.copy()
         norms = self._norms(params)
         for each in self.sets:
@@ -253,7 +278,7 @@ class ChannelGroups:
                 if numbers is None or (path, axis) in self.reads or not is_inexact(leaf):
                     continue
                 others = tuple(i for i in range(len(self.shapes[path])) if i != axis)
-                size = np.sum(np.abs(np.asarray(leaf, np.float64)) ** 2, axis=others)
+                size = np.sum(np.abs(np.asarray(leaf).astype(np.complex128)) ** 2, axis=others)
                 np.add.at(square, numbers[numbers >= 0], size[numbers >= 0])
         return np.sqrt(square)
 
@@ -274,6 +299,8 @@ class ChannelGroups:
         for key, groups in together.items():
             makers = [m for m in key if not m[3]]
             kernels = [m for m in makers if len(self.shapes[m[0]]) > 1]
+            # The bias of a stack of layers has two axes too.
+            kernels = [m for m in kernels if words(m[0].rpartition("/")[2]) != {"bias"}] or kernels
             one = everything.copy()
             one[groups[0]] = False
             out.append(

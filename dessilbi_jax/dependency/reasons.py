@@ -44,6 +44,8 @@ class Reason(enum.Enum):
     CONVOLVED_OVER = "convolved over at {}"
     CONVOLVED = "convolved with data at {}"
     SORTED = "sorted at {}"
+    TRANSFORMED = "transformed as a whole by a Fourier transform at {}"
+    EXPERTS = "chosen among by a ragged product at {}"
     STRIDED = "cut with a stride at {}"
     RESHAPED = "reshaped at {}"
     RESHAPED_LARGE = "reshaped together with large axes at {}"

@@ -9,12 +9,13 @@ from dessilbi_jax.dependency.reasons import DATA, Reason
 RULES: dict[str, Rule] = {}
 
 _CALLS = """checkpoint closed_call core_call custom_jvp_call custom_vjp_call
-    custom_vjp_call_jaxpr jit pjit remat remat2"""
+    custom_vjp_call_jaxpr custom_vmap_call jit pjit remat remat2"""
+_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 
 
 @primitive(RULES, _CALLS)
 def _call(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
+    inner = next(eqn.params[k] for k in _INNER if k in eqn.params)
     return self.run(inner, ins, eqn)
 
 
@@ -23,7 +24,12 @@ def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs
     """Carried and stacked values of a loop: what is carried goes in as it comes out."""
     sizes = [var.aval.shape for var in getattr(body, "jaxpr", body).invars]
     carry = [
-        Value(tuple(Axis(n) if a is WILD else a for a, n in zip(v.axes, shape, strict=True)), True)
+        self.tape.either(
+            Value(
+                tuple(Axis(n) if a is WILD else a for a, n in zip(v.axes, shape, strict=True)), True
+            ),
+            [v],
+        )
         for v, shape in zip(carry, sizes[len(consts) :], strict=False)
     ]
     self.times *= times
@@ -32,6 +38,7 @@ def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs
     for before, after in zip(carry, out, strict=False):
         pairs = [(a, b) for a, b in zip(before.axes, after.axes, strict=True)]
         self.align(pairs, Reason.CARRIED.at(self.where(eqn)))
+        self.tape.also(before, after)
     return [as_now(v) for v in carry], out[len(carry) :]
 
 
@@ -46,10 +53,10 @@ def _scan(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     xs = []
     for v in ins[second:]:
         self.fix(v.axes[0], Reason.SCANNED.at(self.where(eqn)))
-        xs.append(Value(tuple(a.now() for a in v.axes[1:]), v.data))
+        xs.append(v._replace(axes=tuple(a.now() for a in v.axes[1:])))
     length = p.get("length") or eqn.invars[second].aval.shape[0]
     carry, stacked = _loop(self, p["jaxpr"], ins[:first], ins[first:second], xs, length, eqn)
-    return [*carry, *(Value((Axis(length, DATA), *v.axes), v.data) for v in stacked)]
+    return [*carry, *(v._replace(axes=(Axis(length, DATA), *v.axes)) for v in stacked)]
 
 
 @primitive(RULES, "while")
@@ -80,9 +87,14 @@ def _cond(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         for a, b in zip(outs[0], other, strict=True):
             self.align(list(zip(a.axes, b.axes, strict=True)), Reason.BRANCH.at(self.where(eqn)))
     return [
-        Value(
-            tuple(b.now() if a is WILD else a.now() for a, b in zip(v.axes, w.axes, strict=True)),
-            index.data or v.data or w.data,
+        self.tape.either(
+            Value(
+                tuple(
+                    b.now() if a is WILD else a.now() for a, b in zip(v.axes, w.axes, strict=True)
+                ),
+                index.data or v.data or w.data,
+            ),
+            [v, w],
         )
         for v, w in zip(outs[0], outs[-1], strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Following channels through products, convolutions, reductions and look-ups."""
+"""Following channels through products, convolutions and reductions."""
 
 import math
 from collections.abc import Sequence
@@ -20,56 +20,6 @@ from dessilbi_jax.dependency.reasons import DATA, Reason
 RULES: dict[str, Rule] = {}
 _REDUCTIONS = """argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum
     reduce_xor"""
-
-
-@primitive(RULES, "gather")
-def _gather(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    table, index = ins
-    dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    gone = (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
-    kept = []
-    for at, (axis, taken) in enumerate(zip(table.axes, sizes, strict=True)):
-        full = taken == eqn.invars[0].aval.shape[at] and at not in gone
-        if not full:
-            self.fix(axis, Reason.LOOKED_UP.at(self.where(eqn)))
-        if at not in gone:
-            kept.append(axis.now() if full else Axis(taken, DATA))
-    for axis in index.axes:
-        self.fix(axis, Reason.INDEX.at(self.where(eqn)))
-    self.label([a for a in kept if a is not WILD])
-    axes, rest = list(fixed(shapes(eqn)[0])), iter(kept)
-    for at in dims.offset_dims:
-        axes[at] = next(rest)
-    return [Value(tuple(axes), table.data or index.data)]
-
-
-@primitive(RULES, "dynamic_slice")
-def _dynamic_slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    axes = []
-    for axis, n, taken in zip(
-        ins[0].axes, eqn.invars[0].aval.shape, eqn.params["slice_sizes"], strict=True
-    ):
-        if taken != n:
-            self.fix(axis, Reason.LOOKED_UP.at(self.where(eqn)))
-        axes.append(axis.now() if taken == n else Axis(taken, DATA))
-    return [Value(tuple(axes), any(v.data for v in ins))]
-
-
-@primitive(RULES, "dynamic_update_slice")
-def _dynamic_update_slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
-    target, update = ins[:2]
-    pairs = []
-    for a, b in zip(target.axes, update.axes, strict=True):
-        if a.size == b.size or WILD in (a, b):
-            pairs.append((a, b))
-            continue
-        for axis in (a, b):
-            self.fix(axis, Reason.WRITTEN_BY_INDEX.at(self.where(eqn)))
-    self.align(pairs, Reason.WRITTEN.at(self.where(eqn)))
-    axes = tuple(
-        b.now() if a is WILD else a.now() for a, b in zip(target.axes, update.axes, strict=True)
-    )
-    return [Value(axes, any(v.data for v in ins))]
 
 
 @primitive(RULES, "reduce_window reduce_window_max reduce_window_min reduce_window_sum")
@@ -104,8 +54,12 @@ def _dot_general(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     for v, other, summed in ((left, right, lc), (right, left, rc)):
         if not v.data and (other.data or v is right):
             for i in summed:
-                v.axes[i].mark_read()
+                v.axes[i].mark_summed()
+                self.read.append((other, v.axes[i]))
     pairs = [(left.axes[i], right.axes[j]) for i, j in zip((*lc, *lb), (*rc, *rb), strict=True)]
+    if not left.data and not right.data:  # as in W + A @ B: what is summed over can go too
+        for axis, _ in pairs[: len(lc)]:
+            self.label([axis] if axis.now().origins else [])
     for a, b in pairs[: len(lc)]:
         for axis, partner in ((a, b), (b, a)):
             if partner is WILD:
@@ -138,30 +92,48 @@ def _convolution(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     for axis in (*_at(image, space), *_at(kernel, window)):
         self.fix(axis, DATA if is_open(axis) else Reason.CONVOLVED_OVER.at(self.where(eqn)))
     if groups == 1:
-        kernel.axes[into].mark_read()
+        kernel.axes[into].mark_summed()
+        self.read.append((image, kernel.axes[into]))
         self.align([(image.axes[channel], kernel.axes[into])], Reason.CONVOLVED.at(self.where(eqn)))
         self.label([kernel.axes[out].now()])
     else:
+        sizes = [var.aval.shape[i] for var, i in zip(eqn.invars, (channel, out), strict=True)]
         _group(
-            self, image.axes[channel], kernel.axes[into], kernel.axes[out], groups, self.where(eqn)
-        )
+            self, image.axes[channel], kernel.axes[into], kernel.axes[out], sizes, groups,
+            self.where(eqn),
+        )  # fmt: skip
     shape = shapes(eqn)[0]
     axes = list(fixed(shape))
     axes[dims.out_spec[0]] = image.axes[batch]
-    axes[dims.out_spec[1]] = kernel.axes[out].now()
+    made = kernel.axes[out].now()
+    if groups > 1 and made is WILD:  # a kernel made for the number of channels there are
+        made = self.repeated(image.axes[channel].now(), groups, shape[dims.out_spec[1]])
+    axes[dims.out_spec[1]] = made
     places = math.prod(shape[i] for i in dims.out_spec[2:]) * shape[dims.out_spec[0]]
     taps = math.prod(eqn.invars[1].aval.shape[i] for i in window)
-    self.cost(2 * places * taps, [kernel.axes[into].now(), kernel.axes[out].now()])
+    summed = kernel.axes[into].now()
+    if summed is WILD and groups == 1:
+        summed = image.axes[channel].now()
+    cells = [(summed, into), (made, out)]
+    taps *= math.prod(eqn.invars[1].aval.shape[i] for axis, i in cells if axis is WILD)
+    self.cost(2 * places * taps, [axis for axis, _ in cells if axis is not WILD])
     return [Value(tuple(axes), image.data or kernel.data)]
 
 
-def _group(self: Follower, channel: Axis, into: Axis, out: Axis, groups: int, at: str) -> None:
+def _group(
+    self: Follower, channel: Axis, into: Axis, out: Axis, sizes: Sequence[int], groups: int, at: str
+) -> None:
     """The channels of a grouped convolution.
 
     A depthwise one loses whole groups, an input channel with the outputs made of it alone; any
     other keeps its groups, each of which loses the same positions.
     """
     self.label([a for a in (channel, out) if a is not WILD])
+    if WILD in (channel, out):
+        if sizes[0] != groups:  # each group of a constant kernel sums over its channels
+            for axis in (channel, out):
+                self.fix(axis, Reason.CONVOLVED.at(at))
+        return
     ends = [self.group_labels(axis, groups) for axis in (channel.now(), out.now())]
     if into.size == 1:
         self.partition.join(ends[1], ends[1][:, :1])
@@ -169,7 +141,7 @@ def _group(self: Follower, channel: Axis, into: Axis, out: Axis, groups: int, at
         return
     for atoms in ends:
         self.partition.join(atoms, atoms[:1])
-    into.mark_read()
+    into.mark_summed()
     self.align([(self.derived(ends[0][:1], [[channel]] * 2)[1], into)], Reason.CONVOLVED.at(at))
 
 
@@ -177,10 +149,20 @@ def _group(self: Follower, channel: Axis, into: Axis, out: Axis, groups: int, at
 def _reduce(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     gone = eqn.params["axes"]
     why = Reason.REDUCED.at(eqn.primitive.name, self.where(eqn))
-    for axis in (ins[0].axes[i] for i in gone):
+    summed = None
+    for axis in (ins[0].axes[i].now() for i in gone):
+        alone = axis.labels is not None and len(axis.labels.axes) == 1
+        if eqn.primitive.name == "reduce_sum" and alone and axis.fixed is None:
+            # Zeros leave a sum as it is, if what is summed is zero with its channel.
+            assert axis.labels is not None
+            question = ("summed", axis.size, self.where(eqn))
+            summed = question, axis.size
+            if self.choice(question, 2, axis.labels.atoms):
+                self.sums.append((ins[0], axis))
+                continue
         self.fix(axis, why)
     return [
-        Value(tuple(a.now() for i, a in enumerate(v.axes) if i not in gone), v.data)
+        Value(tuple(a.now() for i, a in enumerate(v.axes) if i not in gone), v.data, summed=summed)
         for v in ins[: len(eqn.outvars)]
     ]
 

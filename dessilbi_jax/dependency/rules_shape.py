@@ -81,6 +81,11 @@ def _merge(
     atoms = None
     for labels in {id(a.labels): a.labels for a in axes if a.labels is not None}.values():
         inside = [a for a in labels.axes if a in axes]
+        if [a for a in axes if a in labels.axes] != inside:
+            # Put together in another order, as a channel shuffle does: code that reads one of the
+            # lengths from its arrays loses the same positions in every row of the other.
+            self.decide(labels)
+            inside = [a for a in labels.axes if a in axes]
         if len(inside) < len(labels.axes):
             # Merged with data, as in depth to space, they cannot go; the axes outside still can.
             data = any(a is not WILD and a.fixed is not None for a in axes)
@@ -110,7 +115,9 @@ def _slice(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         taken = len(range(start, limit, step))
         if taken == eqn.invars[0].aval.shape[at]:
             continue
-        if step != 1:
+        if step != 1 and start < step and not axes[at].size % step and axes[at] is not WILD:
+            axes = self.every(axes, at, start, step)
+        elif step != 1:
             self.fix(axes[at], Reason.STRIDED.at(self.where(eqn)))
             axes[at] = axes[at] if axes[at] is WILD and taken > 1 else Axis(taken, DATA)
         else:
@@ -180,7 +187,8 @@ def _concatenate(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
 def _joined(self: Follower, parts: Sequence[Axis], sizes: Sequence[int]) -> Axis:
     """The axis made of others, one behind the other."""
     parts = [p.now() for p in parts]
-    self.label([p for p in parts if p is not WILD])
+    for part in parts:  # one by one: they are axes of different arrays
+        self.label([part] if part is not WILD else [])
     for part in parts:
         if part.labels is not None:
             self.decide(part.labels)

@@ -48,9 +48,11 @@ class Channels:
             return LeafGroups(path, shape, None, reason=f"holds {dtype_of(leaf)}")
         if self.members == "kernels" and len(shape) < 2:
             return LeafGroups(path, shape, None, reason="not a kernel")
-        for axis, size in enumerate(shape):
-            numbers = self.groups.numbers.get((traced, axis))
-            if numbers is None or (traced, axis) in self.groups.reads:
+        # What makes channels comes before what has to be zero besides.
+        places = [(axis, (traced, axis) in self.groups.reads) for axis in range(len(shape))]
+        for axis, read in sorted(places, key=lambda place: place[1]):
+            size, numbers = shape[axis], self.groups.numbers.get((traced, axis))
+            if numbers is None or (read and (traced, axis) not in self.groups.completing):
                 continue
             if (numbers < 0).any():
                 return LeafGroups(path, shape, None, reason="some of its channels must stay")

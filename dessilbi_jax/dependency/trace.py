@@ -8,17 +8,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from dessilbi_jax.dependency import follower, rules_control, rules_product, rules_shape
-from dessilbi_jax.dependency.axes import Axis
+from dessilbi_jax.dependency import (
+    follower,
+    rules_control,
+    rules_index,
+    rules_product,
+    rules_shape,
+)
+from dessilbi_jax.dependency.axes import Axis, Question
 from dessilbi_jax.dependency.follower import Follower, Value
 from dessilbi_jax.dependency.groups import ChannelGroups, Place
 from dessilbi_jax.dependency.reasons import DATA, Reason, Why
+from dessilbi_jax.dependency.tape import VARIES
 from dessilbi_jax.frameworks import as_network, is_module
-from dessilbi_jax.tree import leaf_paths
+from dessilbi_jax.tree import dtype_of, leaf_paths
 
+_TRIES = 8  # walks to find out which axis is to lose positions
 _RULES = {
     name: rule
-    for table in (follower, rules_control, rules_shape, rules_product)
+    for table in (follower, rules_control, rules_shape, rules_product, rules_index)
     for name, rule in table.RULES.items()
 }
 
@@ -75,23 +83,104 @@ def channel_groups(
                 f"{', '.join(path for path, _ in named)}"
             )
     closed = _traced(fn, params, example_inputs)
-    walk = Follower(_RULES)
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in named}
+    given = [tuple(np.shape(leaf)) for leaf in jax.tree.leaves(example_inputs)]
+
+    def found(choices: Mapping[Question, int]) -> tuple[ChannelGroups, Follower]:
+        walk = Follower(_RULES, choices)
+        leaves = _walked(walk, closed, shapes, given, ignore)
+        return _result(walk, leaves), walk
+
+    return _best(found, lambda groups: _runs_smaller(fn, params, example_inputs, groups))
+
+
+def _walked(
+    walk: Follower,
+    closed: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    inputs: Sequence[tuple[int, ...]],
+    ignore: Sequence[str],
+) -> dict[str, Value]:
+    """The leaves after a walk through the network."""
     leaves = {
-        path: Value(tuple(_leaf_axis(path, i, n) for i, n in enumerate(np.shape(leaf))), False)
-        for path, leaf in named
+        path: walk.tape.leaf(
+            Value(tuple(_leaf_axis(path, i, n) for i, n in enumerate(shape)), False)
+        )
+        for path, shape in shapes.items()
     }
-    inputs = [
-        Value(tuple(Axis(n, Why(Reason.INPUT)) for n in np.shape(leaf)), True)
-        for leaf in jax.tree.leaves(example_inputs)
-    ]
-    outputs = walk.run(closed, [*leaves.values(), *inputs])
+    data = [Value(tuple(Axis(n, Why(Reason.INPUT)) for n in shape), True) for shape in inputs]
+    outputs = walk.run(closed, [*leaves.values(), *data])
     for axis in (a for v in outputs for a in v.axes):
         walk.pin(axis, Why(Reason.OUTPUT))
     for path, value in leaves.items():
         for axis in value.axes:
             if any(re.search(pattern, path) for pattern in ignore):
                 walk.pin(axis, Why(Reason.IGNORED))
-    return _result(walk, leaves)
+    return leaves
+
+
+def _best(
+    found: Callable[[Mapping[Question, int]], tuple[ChannelGroups, Follower]],
+    runs: Callable[[ChannelGroups], bool],
+) -> ChannelGroups:
+    """The groups with which most weights can go, of a few choices of axes.
+
+    A choice is tried anew where nothing has come of it, each of its axes in turn. Another one is
+    taken where the network runs with one channel less of each set, as code does that reads its
+    lengths from its arrays.
+    """
+    choices: dict[Question, int] = {}
+    groups, walk = found(choices)
+    most, tries = _free(groups), 0
+    tried: set[Question] = set()
+    while True:
+        lost = [
+            question
+            for question, asked in walk.asked.items()
+            if question not in tried | walk.hopeless
+            and all(walk.partition.pinned(a.ravel()).all() for a in asked.atoms)
+        ]
+        if not lost or tries >= _TRIES:
+            return groups
+        tried.add(lost[0])
+        for at in range(1, walk.asked[lost[0]].options):
+            tries += 1
+            other, other_walk = found({**choices, lost[0]: at})
+            if _free(other) > most and not other_walk.wrong and runs(other):
+                choices[lost[0]] = at
+                groups, walk, most = other, other_walk, _free(other)
+
+
+def _runs_smaller(
+    fn: Callable[..., Any], params: Any, inputs: Sequence[Any], groups: ChannelGroups
+) -> bool:
+    """Whether the network can be traced with one channel less of each set."""
+    kept = np.ones(groups.count, bool)
+    for each in groups.sets:
+        if len(each.groups) > 1:
+            kept[each.groups[0]] = False
+    plan = groups.plan_of(kept)
+    leaves = [
+        jax.ShapeDtypeStruct(plan.shape(path), dtype_of(leaf)) for path, leaf in leaf_paths(params)
+    ]
+    try:
+        jax.eval_shape(fn, jax.tree.unflatten(jax.tree.structure(params), leaves), *inputs)
+    except Exception:  # whatever the network's code makes of other lengths
+        return False
+    return True
+
+
+def _free(groups: ChannelGroups) -> float:
+    """How many weights lie in positions that can be removed."""
+    total = 0.0
+    for path, shape in groups.shapes.items():
+        stay = 1.0
+        for axis in range(len(shape)):
+            numbers = groups.numbers.get((path, axis))
+            if numbers is not None:
+                stay *= float(np.mean(numbers < 0))
+        total += (1 - stay) * math.prod(shape)
+    return total
 
 
 def _leaf_axis(path: str, axis: int, size: int) -> Axis:
@@ -178,4 +267,52 @@ def _result(walk: Follower, leaves: Mapping[str, Value]) -> ChannelGroups:
         reasons,
         tuple(walk.unknown),
         tuple(costs),
+        _completing(walk, leaves, numbers, number),
     )
+
+
+def _completing(
+    walk: Follower,
+    leaves: Mapping[str, Value],
+    numbers: Mapping[Place, np.ndarray],
+    number: Mapping[int, int],
+) -> frozenset[Place]:
+    """Axes that only read channels, which vary on when all that makes them is zero."""
+    members: dict[int, list[Place]] = {}
+    for place, found in numbers.items():
+        for group in np.unique(found[found >= 0]).tolist():
+            members.setdefault(group, []).append(place)
+    sets: dict[tuple[Place, ...], int] = {}
+    of = {
+        root: sets.setdefault(tuple(members[group]), len(sets))
+        for root, group in number.items()
+        if group in members
+    }
+    seen: dict[int, frozenset[int]] = {}
+
+    def carried(axis: Axis) -> frozenset[int]:
+        labels = axis.now().labels
+        if labels is None:
+            return frozenset()
+        if id(labels) not in seen:
+            roots = np.unique(walk.partition.find(labels.atoms.ravel())).tolist()
+            seen[id(labels)] = frozenset(of[root] for root in roots if root in of)
+        return seen[id(labels)]
+
+    states = walk.tape.states(
+        lambda value: frozenset().union(*map(carried, value.axes)),
+        [v.node for v in leaves.values() if v.node is not None],
+    )
+    walk.wrong = any(
+        value.node is None
+        or any(states[value.node].get(channel) != 0.0 for channel in carried(axis))
+        for value, axis in walk.sums
+    )
+    out: set[Place] = set()
+    for value, axis in walk.read:
+        if value.node is None or not any(
+            states[value.node].get(channel) == VARIES for channel in carried(axis)
+        ):
+            continue
+        out |= {o.leaf for o in axis.now().origins if o.leaf and o.reads and o.leaf in numbers}
+    return frozenset(out)

@@ -79,7 +79,8 @@ def diagnose(
         state: optimizer state.
         previous_state: the one a step before, for the Lyapunov value.
         learning_rate, nu, kappa: those of the transformation.
-        steps: updates in the run, to tell whether Γ can still open.
+        steps: updates in the run, to tell whether Γ can still open, and whether `dl.auto` was
+            given as many.
 
     Raises:
         ValueError: if ν or κ is out of range, or no state is found.
@@ -192,6 +193,12 @@ def _warnings(
             f"{count} updates of {int(state.auto.planned)} planned: dl.auto promises nothing "
             f"beyond its plan, and the density of Γ has become {density:.2%}; give it the number "
             "of optimizer updates as steps (not of epochs or batches)"
+        )
+    if state.auto != () and steps is not None and steps < int(state.auto.due):
+        out.append(
+            f"dl.auto plans for {int(state.auto.due)} updates, the run has {steps}: Γ will not be "
+            "as dense as asked; steps counts optimizer updates, with accumulation over k batches "
+            "one for k of them"
         )
     if steps is not None and density == 0 and nearest <= 1 and has_lam(state):
         out.append(

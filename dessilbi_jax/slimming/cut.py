@@ -10,10 +10,13 @@ import numpy as np
 
 from dessilbi_jax.dependency.groups import ChannelGroups
 from dessilbi_jax.dependency.plan import Plan
+from dessilbi_jax.dependency.reasons import Reason
 from dessilbi_jax.dependency.trace import channel_groups
-from dessilbi_jax.frameworks import as_network
+from dessilbi_jax.frameworks import Network, as_network
+from dessilbi_jax.slimming.compare import Differs, difference
+from dessilbi_jax.slimming.constants import NotFolded, fold
 from dessilbi_jax.slimming.optimizer_state import _cut_state, _own, check_opt_state
-from dessilbi_jax.tree import leaf_paths
+from dessilbi_jax.tree import is_inexact, leaf_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Slim:
         params: numbers in the tree (before, after).
         flops: floating-point operations of products and convolutions on the example inputs
             (before, after).
-        difference: largest difference of an output on the example inputs from the network with
-            the same channels at zero, over the largest output; None where it was not computed.
+        difference: largest difference of an output on the example inputs from the network under
+            the ticket's masks, over the largest output; None where it was not computed.
+        notes: what has to be said, in words: leaves that took the constants of removed channels,
+            channels that stay although all that makes them is masked, leaves that were not seen.
     """
 
     model: Any
@@ -39,6 +44,7 @@ class Slim:
     params: tuple[int, int]
     flops: tuple[int, int]
     difference: float | None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -47,7 +53,7 @@ class Slim:
         ]
         if self.difference is not None:
             lines.append(f"outputs     differ from the masked network's by {self.difference:.1e}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def slim(
@@ -66,13 +72,19 @@ def slim(
 
     A channel goes where all slices that make it, in the leaves that the ticket structured, are
     masked, and with it its biases, normalisation, batch statistics and the input slices of all
-    that read it. It also goes where nothing that reads it is kept. Then the smaller network is run
-    on the example inputs and held against the one whose channels are at zero.
+    that read it. It also goes where nothing that reads it is kept.
+
+    The smaller network gives the outputs of the one under the ticket's masks, which is
+    `dl.project(params, ticket.mask(params))`: it is run on the example inputs and held against
+    that. Where a channel is a constant under the masks, as behind a sigmoid, the constant is added
+    to the bias, or running mean, behind what reads it; where there is none that can hold it, the
+    channel stays. `Slim.notes` says both.
 
     Args:
         model: a Flax NNX module; an Equinox module or another callable pytree; or a tree of
             arrays, with `fn`. It is left as it is.
-        ticket: a `Ticket`, masks (a tree of bool arrays or a dict of them by path), or a `Plan`.
+        ticket: a `Ticket`, masks (a tree of bool arrays or a dict of them by path), or a `Plan`,
+            which stands for zeros in all that it removes, made or read.
         example_inputs: inputs of the network, small ones will do.
         fn: `fn(model, *inputs)`, for a model that is not called so itself.
         opt_state: any Optax state over the parameters (momentum, Adam's moments, V and Γ).
@@ -84,7 +96,7 @@ def slim(
         rebuild: makes a smaller network usable where it keeps sizes that the library does not
             know: for a module it is given the cut one and returns the corrected one; for a tree
             it is given the smaller tree and returns the function to use instead of `fn`.
-        check: whether to run both networks and compare them.
+        check: whether to run both networks and compare them; without, no constant is looked for.
 
     Returns:
         A `Slim`; its `model` and `opt_state` go on training.
@@ -119,37 +131,234 @@ def slim(
         raise TypeError("ignore= has no use with groups=: give it to dl.channel_groups")
     else:
         _check_groups(groups.shapes, network.tree)
-    if isinstance(ticket, Plan):
-        plan, kept = ticket, groups.kept_by(ticket)
-    else:
-        plan = groups.plan(ticket, round_to, network.tree)
-        kept = groups.kept_by(plan)
     if opt_state is not None:
-        check_opt_state(opt_state, plan)
-    cut = jax.jit(plan.apply)(network.tree)  # compiled once, not a leaf at a time
-    smaller = network.put(jax.tree.map(_own, cut))
-    run = fn
-    if rebuild is not None and not callable(smaller):
-        run = rebuild(smaller)
-    elif rebuild is not None:
-        smaller = rebuild(smaller)
-    difference = None
-    if check:
-        masked = jax.tree.map(_zeroed, network.tree, plan.mask(network.tree))
-        expected = jax.jit(network.fn)(masked, *example_inputs)
-        difference = _difference(expected, smaller, run, example_inputs)
-    everything = np.ones(groups.count, bool)
+        check_opt_state(opt_state, groups.plan_of(np.ones(groups.count, bool)))
+    if isinstance(ticket, Plan):
+        kept = groups.kept_by(ticket)
+        masks = dict(leaf_paths(ticket.mask(network.tree)))
+    else:
+        kept, masks = groups.kept(ticket), groups.masks(ticket)
+        _check_torn(groups, kept, masks)
+        kept = groups.rounded(kept, round_to, network.tree)
+    cut = _Cut(network, groups, masks, fn, rebuild)
+    out = cut.tried(kept, example_inputs) if check else cut.made(kept)
     return Slim(
-        smaller,
+        out.model,
         None
         if opt_state is None
-        else _cut_state(opt_state, plan, network.tree, as_network(smaller, fn).tree),
-        plan,
+        else _cut_state(
+            opt_state,
+            out.plan,
+            network.tree,
+            as_network(out.model, fn).tree,
+            (lambda: cut.traced(out, example_inputs, ignore)) if example_inputs else None,
+        ),
+        out.plan,
         groups,
-        (groups.params_of(everything), groups.params_of(kept)),
-        (groups.flops_of(everything), groups.flops_of(kept)),
-        difference,
+        (groups.params_of(np.ones(groups.count, bool)), groups.params_of(out.kept)),
+        (groups.flops_of(np.ones(groups.count, bool)), groups.flops_of(out.kept)),
+        out.difference,
+        tuple(out.notes),
     )
+
+
+@dataclasses.dataclass
+class _Made:
+    """A smaller network, and how it was found."""
+
+    model: Any
+    plan: Plan
+    kept: np.ndarray
+    notes: list[str]
+    difference: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """What is cut, and how it is put together again."""
+
+    network: Network
+    groups: ChannelGroups
+    masks: Mapping[str, np.ndarray]
+    fn: Callable[..., Any] | None
+    rebuild: Callable[[Any], Any] | None
+
+    @property
+    def masked(self) -> Any:
+        """The arrays under the ticket's masks."""
+        paths = [path for path, _ in leaf_paths(self.network.tree)]
+        leaves, treedef = jax.tree.flatten(self.network.tree)
+        return jax.tree.unflatten(
+            treedef,
+            [_zeroed(leaf, self.masks.get(path)) for path, leaf in zip(paths, leaves, strict=True)],
+        )
+
+    def made(self, kept: np.ndarray, tree: Any = None) -> _Made:
+        """The network without the other channels."""
+        plan = self.groups.plan_of(kept)
+        cut = jax.jit(plan.apply)(self.masked if tree is None else tree)  # once, not by leaf
+        smaller = self.network.put(jax.tree.map(_own, cut))
+        if self.rebuild is not None and callable(smaller):
+            smaller = self.rebuild(smaller)
+        return _Made(smaller, plan, kept, _unseen(self.groups, plan, self.network.tree))
+
+    def taken_apart(self, made: _Made) -> Network:
+        """The smaller network as a function."""
+        run = self.fn
+        if self.rebuild is not None and not callable(made.model):
+            run = self.rebuild(made.model)
+        return as_network(made.model, run)
+
+    def traced(self, made: _Made, inputs: Sequence[Any], ignore: Sequence[str]) -> ChannelGroups:
+        """The channels of the smaller network."""
+        network = self.taken_apart(made)
+        return channel_groups(network.fn, network.tree, *inputs, ignore=ignore)
+
+    def run(self, made: _Made, inputs: Sequence[Any]) -> Any:
+        """The outputs of the smaller network."""
+        try:
+            network = self.taken_apart(made)
+            return jax.jit(network.fn)(network.tree, *inputs)
+        except Exception as error:
+            first = str(error).strip().split("\n")[0]
+            raise TypeError(
+                f"the network cannot run with smaller arrays: {first} ({type(error).__name__}); "
+                f"{_HINT}"
+            ) from error
+
+    def tried(self, kept: np.ndarray, inputs: Sequence[Any]) -> _Made:
+        """The network without the other channels, with the outputs of the masked one.
+
+        Raises:
+            ValueError: other outputs, whatever is folded or kept.
+        """
+        masked = self.masked
+        expected = jax.jit(self.network.fn)(masked, *inputs)
+        made = self.made(kept, masked)
+        try:
+            made.difference = difference(expected, self.run(made, inputs))
+            return made
+        except Differs as error:
+            first = error
+        notes: list[str] = []
+        while True:
+            try:
+                tree, changed = fold(self.network.fn, masked, self._unread(masked, kept), inputs)
+                break
+            except NotFolded as error:
+                more = self._read_by(error.source, kept)
+                if not more.any():
+                    raise _refused(first) from None
+                notes.append(self._stays(more))
+                kept = kept | more
+        made = self.made(kept, tree)
+        try:
+            made.difference = difference(expected, self.run(made, inputs))
+        except Differs as error:
+            raise _refused(error) from None
+        paths = [path for path, _ in leaf_paths(self.network.tree)]
+        if changed:
+            names = ", ".join(paths[i] for i in sorted(changed))
+            notes.append(f"{names} took the constants of channels that were removed")
+        made.notes += notes
+        if not made.plan.keep:
+            raise ValueError(
+                "nothing can be removed with the outputs of the masked network: " + "; ".join(notes)
+            )
+        return made
+
+    def _unread(self, tree: Any, kept: np.ndarray) -> Any:
+        """The arrays with zeros in the slices that read removed channels."""
+        leaves, treedef = jax.tree.flatten(tree)
+        for i, (path, _) in enumerate(leaf_paths(tree)):
+            for axis in range(np.ndim(leaves[i])):
+                numbers = self.groups.numbers.get((path, axis))
+                if numbers is not None and (path, axis) in self.groups.reads:
+                    alive = np.append(kept, True)[numbers]
+                    shape = [-1 if j == axis else 1 for j in range(np.ndim(leaves[i]))]
+                    leaves[i] = _zeroed(leaves[i], alive.reshape(shape))
+        return jax.tree.unflatten(treedef, leaves)
+
+    def _read_by(self, number: int, kept: np.ndarray) -> np.ndarray:
+        """The removed channels that a leaf reads."""
+        path, _ = leaf_paths(self.network.tree)[number]
+        out = np.zeros(self.groups.count, bool)
+        for (leaf, axis), numbers in self.groups.numbers.items():
+            if leaf == path and (leaf, axis) in self.groups.reads:
+                out[numbers[numbers >= 0]] = True
+        read: np.ndarray = out & ~kept
+        return read
+
+    def _stays(self, channels: np.ndarray) -> str:
+        """In words, which channels cannot go."""
+        names = [
+            f"{int(channels[each.groups].sum())} of {each.name}"
+            for each in self.groups.sets
+            if channels[each.groups].any()
+        ]
+        return (
+            f"channels that stay: {', '.join(names)}. Their weights are zero, but they are not, "
+            "and nothing behind them can hold what they are: mask what reads them too, or give the "
+            "layer behind them a bias"
+        )
+
+
+_HINT = (
+    "its code seems to keep sizes of its own; let it read them from its arrays, or correct them in "
+    "rebuild="
+)
+
+
+def _refused(error: Differs) -> ValueError:
+    return ValueError(
+        f"the smaller network's outputs differ from the masked one's: {error}; {_HINT}"
+    )
+
+
+def _check_torn(groups: ChannelGroups, kept: np.ndarray, masks: Mapping[str, np.ndarray]) -> None:
+    """A ticket that empties parts of channels, and not one as a whole, is not of these groups.
+
+    Raises:
+        ValueError: naming a leaf that loses its part, and one that does not.
+    """
+    if not kept.all():
+        return
+    made: dict[int, dict[bool, str]] = {}
+    for (path, axis), numbers in groups.numbers.items():
+        if (path, axis) in groups.reads or path not in masks or masks[path].ndim < 2:
+            continue
+        others = tuple(i for i in range(masks[path].ndim) if i != axis)
+        alive = np.asarray(masks[path].any(axis=others))
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            made.setdefault(number, {})[bool(alive[numbers == number].any())] = path
+    torn = [found for found in made.values() if len(found) == 2]
+    if torn:
+        raise ValueError(
+            f"the ticket empties no channel: one that {torn[0][False]} and {torn[0][True]} make "
+            "together is masked in the first alone, and so are all others that it masks; take a "
+            "ticket whose groups are dl.channels(groups)"
+        )
+
+
+def _unseen(groups: ChannelGroups, plan: Plan, tree: Any) -> list[str]:
+    """A note on leaves that the traced function does not use, which are not cut."""
+    unused = [
+        path
+        for path, leaf in leaf_paths(tree)
+        if np.ndim(leaf)
+        and is_inexact(leaf)
+        and all(
+            (why := groups.reasons.get((path, axis))) is not None and why.reason is Reason.UNUSED
+            for axis in range(np.ndim(leaf))
+        )
+    ]
+    if not unused or not plan.keep:
+        return []
+    return [
+        f"{', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used by the network as it "
+        "was traced, and so not cut: what uses them, such as a part for training alone, may not "
+        "fit the smaller network"
+    ]
 
 
 def _check_groups(traced: Mapping[str, tuple[int, ...]], tree: Any) -> None:
@@ -165,39 +374,6 @@ def _check_groups(traced: Mapping[str, tuple[int, ...]], tree: Any) -> None:
 
 
 def _zeroed(leaf: Any, mask: Any) -> Any:
-    return leaf if mask.all() else jnp.where(mask, leaf, jnp.zeros_like(leaf))
-
-
-def _difference(
-    expected: Any, smaller: Any, fn: Callable[..., Any] | None, inputs: Sequence[Any]
-) -> float:
-    """How far the smaller network's outputs are from those expected; at once an error if far."""
-    hint = (
-        "its code seems to keep sizes of its own; let it read them from its arrays, or correct "
-        "them in rebuild="
-    )
-    try:
-        network = as_network(smaller, fn)
-        got = jax.jit(network.fn)(network.tree, *inputs)
-    except Exception as error:
-        first = str(error).strip().split("\n")[0]
-        raise TypeError(
-            f"the network cannot run with smaller arrays: {first} ({type(error).__name__}); {hint}"
-        ) from error
-    finfo: Any = jnp.finfo  # which JAX leaves without types
-    worst = 0.0
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
-        if a.shape != b.shape:
-            raise ValueError(f"an output has shape {b.shape} instead of {a.shape}; {hint}")
-        tolerance = 1e-5
-        if jnp.issubdtype(a.dtype, jnp.inexact):
-            tolerance = max(tolerance, 8 * float(finfo(a.dtype).eps))
-        x, y = (np.asarray(z).astype(np.complex128) for z in (a, b))
-        scale = max(float(np.abs(x).max(initial=0.0)), 1e-30)
-        worst = max(worst, float(np.abs(x - y).max(initial=0.0)) / scale)
-        if not worst <= tolerance:
-            raise ValueError(
-                f"the smaller network's outputs differ from the masked one's by {worst:.1e} of "
-                f"the largest, more than {tolerance:.0e}; {hint}"
-            )
-    return worst
+    if mask is None or mask.all():
+        return leaf
+    return jnp.where(jnp.asarray(mask), leaf, jnp.zeros_like(leaf))

@@ -1,14 +1,18 @@
 """Cutting the state of an optimizer together with its parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dessilbi_jax.dependency.groups import ChannelGroups
 from dessilbi_jax.dependency.plan import Plan
+from dessilbi_jax.dependency.structure import Channels, channels
 from dessilbi_jax.optimizer.auto_lam import Automatic
 from dessilbi_jax.optimizer.state import SplitLBIState
+from dessilbi_jax.prox.shrink import Shrink
 from dessilbi_jax.tree import leaf_paths
 
 
@@ -17,10 +21,19 @@ def _own(leaf: Any) -> Any:
     return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
-def _cut_state(opt_state: Any, plan: Plan, before: Any, after: Any) -> Any:
+def _cut_state(
+    opt_state: Any, plan: Plan, before: Any, after: Any, fresh: Callable[[], ChannelGroups] | None
+) -> Any:
     """An optimizer state with every array that belongs to a leaf of the plan cut alike.
 
     Trees of modules that keep sizes of their own (Equinox) become those of the smaller network.
+
+    Args:
+        opt_state: the state.
+        plan: what is cut.
+        before, after: the arrays of the network and of the smaller one.
+        fresh: traces the smaller network: of a layer with a single channel left, nothing can be
+            removed any more, so that it is dense then. None where it cannot be traced.
     """
     treedef = jax.tree.structure(opt_state)
     ours = _state_arrays(opt_state)
@@ -31,6 +44,13 @@ def _cut_state(opt_state: Any, plan: Plan, before: Any, after: Any) -> Any:
             leaf = plan.cut(known, leaf)
         leaves.append(_own(leaf))
     cut = _renumbered(jax.tree.unflatten(treedef, leaves))
+    if fresh is not None and any(s.ties != () for s in _states(cut)):
+        again = channels(fresh())
+        cut = jax.tree.map(
+            lambda s: _dense_where_told(s, again) if isinstance(s, SplitLBIState) else s,
+            cut,
+            is_leaf=lambda x: isinstance(x, SplitLBIState),
+        )
     old: Any = jax.tree.structure(before)
     new: Any = jax.tree.structure(after)
     if old == new:
@@ -108,12 +128,42 @@ def _shared(path: str, known: str) -> bool:
     return path.endswith("/" + known.partition("/")[2]) and "/" in known
 
 
+def _dense_where_told(state: SplitLBIState, structure: Channels) -> SplitLBIState:
+    """The state with leaves dense whose joint groups the smaller network has no more."""
+    v, treedef = jax.tree.flatten(state.v)
+    if state.ties == ():
+        return state
+    ties, told = jax.tree.leaves(state.ties), structure.resolve(state.v)
+    gone = [
+        x.dtype != bool and tie.dtype != bool and leaf.counts is None
+        for x, tie, leaf in zip(v, ties, told, strict=True)
+    ]
+
+    def dense(tree: Any, whole: bool) -> Any:
+        leaves = [
+            jnp.zeros(x.shape if whole else (1,) * x.ndim, bool) if out else x
+            for x, out in zip(jax.tree.leaves(tree), gone, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, leaves)
+
+    auto = state.auto
+    if isinstance(auto, Automatic):
+        left = [not out for x, out in zip(v, gone, strict=True) if x.dtype != bool]
+        auto = auto._replace(scale=auto.scale[np.array(left)])
+    return state._replace(
+        v=dense(state.v, True),
+        gamma=state.gamma if state.gamma == () else dense(state.gamma, True),
+        shrink=Shrink(*(dense(tree, False) for tree in state.shrink)),
+        ties=dense(state.ties, False),
+        auto=auto,
+    )
+
+
+def _states(opt_state: Any) -> list[SplitLBIState]:
+    every = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, SplitLBIState))
+    return [s for s in every if isinstance(s, SplitLBIState)]
+
+
 def _state_arrays(opt_state: Any) -> set[int]:
     """Arrays of the optimizer's own, such as what was found of λ, that belong to no leaf."""
-    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, SplitLBIState))
-    return {
-        id(x)
-        for s in states
-        if isinstance(s, SplitLBIState) and isinstance(s.auto, Automatic)
-        for x in s.auto
-    }
+    return {id(x) for s in _states(opt_state) if isinstance(s.auto, Automatic) for x in s.auto}

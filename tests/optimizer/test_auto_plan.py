@@ -15,6 +15,8 @@ import dessilbi_jax as dl
 from dessilbi_jax.optimizer import auto_lam, step
 from dessilbi_jax.optimizer.settings import CLOSED
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 W = {"kernel": jax.random.normal(jax.random.key(0), (64, 64))}
 STILL = jax.tree.map(jnp.zeros_like, W)
 
@@ -171,6 +173,11 @@ def test_a_plan_that_has_passed_promises_nothing_and_diagnose_says_so():
     assert not [w for w in found.warnings if "planned" in w]
     shorter, _ = go(make(steps=30, density=0.3), state, 10)
     assert float(dl.get_state(shorter).lam) == float(dl.get_state(state).lam)
+    long = make(steps=400, density=0.1)
+    found = dl.diagnose(
+        lambda _: jnp.zeros(()), W, go(long, long.init(W), 30)[0], learning_rate=0.05, steps=100
+    )
+    assert any("plans for 400 updates, the run has 100" in w for w in found.warnings)
     at_the_end = go(tx, tx.init(W), 40)[0]
     found = dl.diagnose(lambda _: jnp.zeros(()), W, at_the_end, learning_rate=0.05, nu=20.0)
     assert not [w for w in found.warnings if "planned" in w]

@@ -12,6 +12,8 @@ import pytest
 
 import dessilbi_jax as dl
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 P = {
     "body": {"kernel": jax.random.normal(jax.random.key(0), (16, 32))},
     "head": {"kernel": jax.random.normal(jax.random.key(1), (32, 8)), "bias": jnp.ones(8)},

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import dessilbi_jax as dl
 from dessilbi_jax.tickets.liveness import births
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 WIDTHS = (5, 7, 6, 4)
 
 

@@ -242,9 +242,9 @@ def test_a_network_is_traced_planned_and_compared_once(ticket_file, tmp_path, mo
         monkeypatch.setattr(owner, name, counting)
 
     counted(trace, "_traced", "traced")
-    counted(dl.ChannelGroups, "plan", "planned")
-    for module in (cut, make_slim):  # on the example inputs, and on all held-out images
-        counted(module, "_difference", "compared")
+    counted(dl.ChannelGroups, "rounded", "planned")
+    counted(cut, "difference", "compared")  # on the example inputs
+    counted(make_slim, "_difference", "compared")  # and on all held-out images
     train.make_slim(ticket_file, out=tmp_path / "slim", batches=[1])
     assert calls == {"traced": 1, "planned": 1, "compared": 1}
 
