@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from dessilbi_jax.models import _common
@@ -86,8 +85,8 @@ class Attention(nnx.Module):
             layer(x).reshape(split) for layer in (self.query, self.key, self.value)
         )
         # A single head's value could lose some of its numbers, and would then be no head any more:
-        # what lies over a constant array stays whole. XLA drops the product.
-        value = value * np.ones(self.head_size, value.dtype)
+        # what is numbered stays whole. XLA drops the choice.
+        value = jnp.where(jnp.arange(self.head_size) >= 0, value, 0)
         # Written out, not `jax.nn.dot_product_attention`: its kernels can't be followed through.
         scores = jnp.einsum("nthd,nshd->nhts", query, key, preferred_element_type=jnp.float32)
         scores = scores / math.sqrt(self.head_size)
