@@ -196,9 +196,9 @@ def _warnings(
         )
     if state.auto != () and steps is not None and steps < int(state.auto.due):
         out.append(
-            f"dl.auto plans for {int(state.auto.due)} updates, the run has {steps}: Γ will not be "
-            "as dense as asked; steps counts optimizer updates, with accumulation over k batches "
-            "one for k of them"
+            f"dl.auto lets Γ reach its density at update {int(state.auto.due)}, the run has "
+            f"{steps}: Γ will not be as dense as asked; steps counts optimizer updates, with "
+            "accumulation over k batches one for k of them"
         )
     if steps is not None and density == 0 and nearest <= 1 and has_lam(state):
         out.append(
