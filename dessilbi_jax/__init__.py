@@ -8,6 +8,7 @@ from dessilbi_jax.dependency import (
     channel_groups,
     channels,
 )
+from dessilbi_jax.frameworks import fitted
 from dessilbi_jax.optimizer import (
     Auto,
     Diagnosis,
@@ -79,6 +80,7 @@ __all__ = [
     "diagnose",
     "elastic_net",
     "filters",
+    "fitted",
     "gamma",
     "get_state",
     "group_lasso",

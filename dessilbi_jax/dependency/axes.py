@@ -166,10 +166,10 @@ class Axes:
         """What is asked where labels lie over several axes: of which lengths, and where."""
         return (*labels.atoms.shape,)
 
-    def choice(self, question: Question, options: int, atoms: Atoms) -> int:
-        """Which of some options is to be taken; the first, where nobody has chosen."""
+    def choice(self, question: Question, options: int, atoms: Atoms, usual: int = 0) -> int:
+        """Which of some options is to be taken; the usual one, where nobody has chosen."""
         self.asked.setdefault(question, Asked(options, [])).atoms.append(atoms)
-        return self.choices.get(question, 0)
+        return self.choices.get(question, usual)
 
     def label(self, axes: Sequence[Axis]) -> None:
         """Gives those of the axes that are still open labels of their own, over all of them."""

@@ -4,16 +4,19 @@ One rule a primitive says what becomes of the axes of its operands. A primitive 
 noted with its source line, and whatever it touches can no longer be removed: nothing is guessed.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import Literal
 
 from dessilbi_jax.dependency.axes import WILD, Axes, Axis, Labels, Question, is_open
+from dessilbi_jax.dependency.means import VIEWS, Factor, Means, is_positive
 from dessilbi_jax.dependency.reasons import DATA, Reason, Why
 from dessilbi_jax.dependency.tape import Tape
 
@@ -26,14 +29,28 @@ class Value(NamedTuple):
         data: whether it depends on the network's inputs.
         node: its number on the tape, None before it has one.
         number: the number in the program that all its entries are, or None.
-        summed: of a sum over channels, what was asked of it and how many there are.
+        summed: of a sum over channels, what was asked of it, over which axis, and how many
+            numbers were summed.
+        factor: what it is multiplied by where means over channels have fewer (`means`).
+        of: the leaf that it is a view of, or None.
+        positive: whether no entry is below zero, as far as is known.
+        chosen: whether it is a leaf of which the inputs choose a part, such as a kernel by index.
     """
 
     axes: tuple[Axis, ...]
     data: bool
     node: int | None = None
     number: Any = None
-    summed: tuple[Question, int] | None = None
+    summed: tuple[Question, Axis, int] | None = None
+    factor: Factor = ()
+    of: str | None = None
+    positive: bool = False
+    chosen: bool = False
+
+    @property
+    def flows(self) -> bool:
+        """Whether it is data, rather than a leaf that works on them."""
+        return self.data and not self.chosen
 
 
 class Cost(NamedTuple):
@@ -47,12 +64,14 @@ Rule = Callable[["Follower", Any, list[Value]], list[Value]]
 RULES: dict[str, Rule] = {}
 _SPREADING = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze"})
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "branches", "body_jaxpr")
+_LIBRARIES = ("jax", "flax", "equinox", "haiku", "jaxtyping")
 _LARGE = 1 << 20  # constants of more numbers are not looked at
 _ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
     bessel_i1e cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh
     digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
     integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter
-    not or population_count pow real reduce_precision rem round rsqrt select_n shift_left
+    not or pcast pmax pmin population_count pow psum psum_invariant pvary real reduce_precision rem
+    round rsqrt select_n shift_left
     shift_right_arithmetic shift_right_logical sharding_constraint sign sin sinh sqrt square
     stop_gradient sub tan tanh to_edtype from_edtype xor"""
 _RANDOM = """random_bits random_fold_in random_seed random_split random_unwrap random_wrap
@@ -79,14 +98,18 @@ class Follower(Axes):
         tape: what was computed from what.
         read: (value, axis of a leaf that is summed over with it), for each read.
         sums: (value, axis) of sums over channels that were taken for ones which zeros leave as
-            they are.
-        hopeless: questions of sums that are divided by how many they are: means, which change
-            with the number of channels.
+            they are; of a product, one of its two factors has to be zero.
+        means: those sums that are divided by how many they are.
+        cuts: (equation, dimension, axis) of cuts that were taken to be at lengths of other arrays.
+        cut_at: by the id of each of those equations, (dimension, group of each position).
         wrong: whether one of `sums` turned out not to be of zeros.
     """
 
     def __init__(
-        self, rules: Mapping[str, Rule], choices: Mapping[Question, int] | None = None
+        self,
+        rules: Mapping[str, Rule],
+        choices: Mapping[Question, int] | None = None,
+        approximate: bool = False,
     ) -> None:
         super().__init__(choices)
         self.rules = rules
@@ -97,22 +120,30 @@ class Follower(Axes):
         self.callers: list[Any] = []  # the equations whose inner jaxprs are being walked
         self.tape = Tape()
         self.read: list[tuple[Value, Axis]] = []
-        self.sums: list[tuple[Value, Axis]] = []
-        self.hopeless: set[Question] = set()
+        self.sums: list[tuple[tuple[Value, Axis], ...]] = []
+        self.means = Means(approximate)
+        self.cuts: list[tuple[Any, int, Axis]] = []
+        self.cut_at: dict[int, list[tuple[int, np.ndarray]]] = {}
         self.wrong = False
 
     def question(self, labels: Labels) -> Question:
         """What is asked where labels lie over several axes: at which line, and of which lengths."""
-        return (*super().question(labels), self.where(self.here))
+        return (*super().question(labels), self.line(self.here))
+
+    def line(self, eqn: Any) -> str:
+        """The line of code that an equation comes from, a library's too."""
+        for each in (eqn, *reversed(self.callers)):  # JAX's own functions tell nothing
+            path, _, _ = source_info_util.summarize(each.source_info).partition(" (")
+            if path:
+                return str(path)
+        return ""
 
     def where(self, eqn: Any) -> str:
-        """Where in the source an equation comes from: `net.py:12 (block)`."""
-        for each in (eqn, *reversed(self.callers)):  # JAX's own functions tell nothing
-            text = source_info_util.summarize(each.source_info)
-            path, _, function = text.partition(" (")
-            place = ":".join(os.path.basename(path).split(":")[:2])
-            if place:
-                return place + (f" ({function}" if function else "")
+        """Where in the user's source an equation comes from: `net.py:12 (block)`."""
+        for each in (eqn, *reversed(self.callers)):
+            found = _user_line(each.source_info.traceback)
+            if found:
+                return found
         return "an unknown line"
 
     def run(self, jaxpr: Any, args: Sequence[Value], caller: Any = None) -> list[Value]:
@@ -144,27 +175,28 @@ class Follower(Axes):
             rule, self.here = self.rules.get(eqn.primitive.name, unknown), eqn
             outs = [self.told_apart(v) for v in rule(self, eqn, ins)]
             self._mark_made(eqn, ins, outs)
-            if eqn.primitive.name in _SPREADING:
-                told = {"number": ins[0].number, "summed": ins[0].summed}
-                outs = [v._replace(**told) if v.node is None else v for v in outs]
-            self._is_mean(eqn, ins)
+            if not any(name in eqn.params for name in _INNER):
+                outs = self._told(eqn, ins, outs)
             outs = [v if v.node is not None else self.tape.add(v, eqn, ins) for v in outs]
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(var) for var in jaxpr.outvars]
 
-    def _is_mean(self, eqn: Any, ins: Sequence[Value]) -> None:
-        """Notes of a sum over channels that it is divided by their number."""
-        if eqn.primitive.name not in ("div", "mul"):
-            return
-        for v, by in ((ins[0], ins[-1]), (ins[-1], ins[0])):
-            if v.summed is not None and by.number is not None:
-                question, n = v.summed
-                if any(math.isclose(float(by.number), x, rel_tol=1e-5) for x in (n, 1 / n)):
-                    self.hopeless.add(question)
+    def _told(self, eqn: Any, ins: Sequence[Value], outs: Sequence[Value]) -> list[Value]:
+        """The results of an equation, with what is known of their numbers."""
+        name = eqn.primitive.name
+        factor = self.means.factor(eqn, ins)
+        known: dict[str, Any] = {"factor": factor, "positive": is_positive(eqn, ins)}
+        if name in _SPREADING or name == "sqrt":
+            known |= {"number": ins[0].number, "summed": ins[0].summed}
+        elif ins and all(v.number is not None for v in ins):
+            known |= {"number": _evaluated(eqn, [v.number for v in ins])}
+        if name in VIEWS:
+            known |= {"of": ins[0].of, "chosen": ins[0].chosen}
+        return [v._replace(**known) if v.node is None else v for v in outs]
 
     def _mark_made(self, eqn: Any, ins: Sequence[Value], outs: Sequence[Value]) -> None:
         """Notes which leaves the data have an axis from: those make its channels."""
-        if not any(v.data for v in outs) or all(v.data for v in ins):
+        if not any(v.data for v in outs) or all(v.flows for v in ins):
             return
         if any(name in eqn.params for name in _INNER):  # what it is made of has been walked
             return
@@ -175,7 +207,7 @@ class Follower(Axes):
         roots = np.unique(np.concatenate(there))
         summed = summed_over(eqn)
         for at, v in enumerate(ins):
-            for i, axis in enumerate(v.axes if not v.data else ()):
+            for i, axis in enumerate(v.axes if not v.flows else ()):
                 labels = axis.now().labels
                 if labels is None or (at, i) in summed or not axis.now().origins:
                     continue
@@ -260,14 +292,19 @@ class Follower(Axes):
         """The axes after [start, start + length) has been cut from one of them.
 
         The parts of an axis cut into equal ones lose the same positions, so that code which cuts
-        by the axis's length goes on doing so.
+        by the axis's length goes on doing so. Where nothing comes of that, the parts may be taken
+        for ones that code cuts by the lengths of other arrays.
         """
         axis = axes[at]
         if axis is WILD or length == axis.size:
             return list(axes)
         self.label([axis] if is_open(axis) else [])
         labels = axis.labels
-        if labels is not None:
+        question = ("cut", axis.size, self.line(self.here))
+        if labels is not None and self.choice(question, 2, labels.atoms):
+            self.decide(labels)
+            self.cuts.append((self.here, at, axis))
+        elif labels is not None:
             if axis.size % length or start % length:
                 self.fix(axis, why)
                 new = Axis(length, axis.fixed or why)
@@ -290,6 +327,34 @@ def summed_over(eqn: Any) -> set[tuple[int, int]]:
         dims = eqn.params["dimension_numbers"]
         return {(0, dims.lhs_spec[1]), (1, dims.rhs_spec[1])}
     return set()
+
+
+@functools.cache
+def _is_library(path: str) -> bool:
+    parts = path.replace(os.sep, "/").split("/")
+    return path.startswith("<frozen") or any(
+        f"/site-packages/{name}/" in f"/{'/'.join(parts)}" for name in _LIBRARIES
+    )
+
+
+def _user_line(traceback: Any) -> str:
+    """The innermost line outside JAX and the libraries on it; empty where there is none."""
+    for frame in traceback.frames if traceback is not None else ():
+        if not _is_library(frame.file_name):
+            function = getattr(frame, "function_name", "").rpartition(".<locals>.")[2]
+            return f"{os.path.basename(frame.file_name)}:{frame.line_num} ({function})"
+    return ""
+
+
+def _evaluated(eqn: Any, numbers: Sequence[Any]) -> Any:
+    """The number that comes of numbers; None where it is more than one."""
+    if len(eqn.outvars) != 1 or math.prod(shapes(eqn)[0]) != 1 or eqn.effects:
+        return None
+    try:
+        given = [jnp.asarray(x, var.aval.dtype) for x, var in zip(numbers, eqn.invars, strict=True)]
+        return np.asarray(eqn.primitive.bind(*given, **eqn.params)).item()
+    except Exception:  # whatever has no meaning for single numbers
+        return None
 
 
 def _constant(const: Any) -> tuple[Axis, ...]:

@@ -71,6 +71,10 @@ class ChannelGroups:
         completing: the (path, axis) among `reads` that belong to their groups: what makes these
             channels does not silence them by being zero, as the query of an attention head with
             shared keys and values, so that what reads them has to be zero too.
+        scales: (leaf, groups, power) for means over channels: where k of these n groups are left,
+            the leaf is multiplied by (n/k)^power, so that root-mean-square normalisations give
+            what they gave.
+        approximate: whether means of channels were taken for zero.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -80,6 +84,8 @@ class ChannelGroups:
     unknown: tuple[tuple[str, str], ...]
     costs: tuple[tuple[int, tuple[Any, ...]], ...]
     completing: frozenset[Place] = frozenset()
+    scales: tuple[tuple[str, np.ndarray, float], ...] = ()
+    approximate: bool = False
 
     @functools.cached_property
     def count(self) -> int:
@@ -260,6 +266,15 @@ class ChannelGroups:
             if not alive.all():
                 keep.setdefault(path, {})[axis] = tuple(np.flatnonzero(alive).tolist())
         return Plan(dict(self.shapes), keep)
+
+    def scaled_by(self, kept: np.ndarray) -> dict[str, float]:
+        """By leaf, what it is to be multiplied by where only these groups are left."""
+        out: dict[str, float] = {}
+        for path, groups, power in self.scales:
+            times = (len(groups) / self._length(groups, kept)) ** power
+            if times != 1:
+                out[path] = out.get(path, 1.0) * times
+        return out
 
     def _width(self, each: ChannelSet) -> int:
         """Positions of the computed axis that one group is: of a head, its size."""

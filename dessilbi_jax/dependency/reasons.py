@@ -46,6 +46,7 @@ class Reason(enum.Enum):
     SORTED = "sorted at {}"
     TRANSFORMED = "transformed as a whole by a Fourier transform at {}"
     EXPERTS = "chosen among by a ragged product at {}"
+    SHARDED = "parted among devices at {}"
     STRIDED = "cut with a stride at {}"
     RESHAPED = "reshaped at {}"
     RESHAPED_LARGE = "reshaped together with large axes at {}"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dessilbi_jax.dependency.axes import WILD, Axis
-from dessilbi_jax.dependency.follower import Follower, Rule, Value, as_now, primitive
+from dessilbi_jax.dependency.follower import Follower, Rule, Value, as_now, primitive, shapes
 from dessilbi_jax.dependency.reasons import DATA, Reason
 
 RULES: dict[str, Rule] = {}
@@ -19,10 +19,37 @@ def _call(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     return self.run(inner, ins, eqn)
 
 
+@primitive(RULES, "shard_map")
+def _shard_map(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
+    """A function on each device's part: an axis that lies over several devices stays."""
+    inner = eqn.params["jaxpr"]
+    inner = getattr(inner, "jaxpr", inner)
+    parts = []
+    for v, var in zip(ins, inner.invars, strict=True):
+        parts.append(_parted(self, eqn, v, var.aval.shape))
+    outs = self.run(inner, parts, eqn)
+    return [
+        _parted(self, eqn, v, shape) for v, shape in zip(outs, shapes(eqn), strict=True)
+    ]  # fmt: skip
+
+
+def _parted(self: Follower, eqn: Any, value: Value, shape: tuple[int, ...]) -> Value:
+    """A value with axes of other lengths where it is parted among devices, or put together."""
+    why, axes = Reason.SHARDED.at(self.where(eqn)), []
+    for axis, n in zip(value.axes, shape, strict=True):
+        if axis.size != n and axis is not WILD:
+            self.fix(axis, why)
+            axis = Axis(n, axis.now().fixed or why, origins=axis.origins)
+        axes.append(axis)
+    parted = any(a is not b for a, b in zip(axes, value.axes, strict=True))
+    return value._replace(axes=tuple(axes), **({"of": None} if parted else {}))
+
+
 def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs: list[Value],
           times: int, eqn: Any) -> tuple[list[Value], list[Value]]:  # fmt: skip
     """Carried and stacked values of a loop: what is carried goes in as it comes out."""
     sizes = [var.aval.shape for var in getattr(body, "jaxpr", body).invars]
+    self.means.lost(*(v.factor for v in carry))
     carry = [
         self.tape.either(
             Value(
@@ -35,6 +62,7 @@ def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs
     self.times *= times
     out = self.run(body, [*consts, *carry, *xs], eqn)
     self.times //= times
+    self.means.lost(*(v.factor for v in out[: len(carry)]))
     for before, after in zip(carry, out, strict=False):
         pairs = [(a, b) for a, b in zip(before.axes, after.axes, strict=True)]
         self.align(pairs, Reason.CARRIED.at(self.where(eqn)))
@@ -83,6 +111,7 @@ def _cond(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
         costs.append(self.costs)
     # The dearest branch is the one that counts.
     self.costs = before + max(costs, key=lambda c: sum(k.factor for k in c))
+    self.means.lost(*(v.factor for values in outs for v in values))
     for other in outs[1:]:
         for a, b in zip(outs[0], other, strict=True):
             self.align(list(zip(a.axes, b.axes, strict=True)), Reason.BRANCH.at(self.where(eqn)))

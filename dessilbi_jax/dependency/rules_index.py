@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from dessilbi_jax.dependency.axes import WILD, Axis
+from dessilbi_jax.dependency.axes import WILD, Axis, is_open
 from dessilbi_jax.dependency.follower import (
     Follower,
     Rule,
@@ -34,11 +34,14 @@ def _gather(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
             kept.append(axis.now() if full else Axis(taken, DATA))
     for axis in index.axes:
         self.fix(axis, Reason.INDEX.at(self.where(eqn)))
-    self.label([a for a in kept if a is not WILD])
+    features = [a for a in kept if a is not WILD]
+    kernel = not table.data and len([a for a in features if is_open(a)]) > 1
+    if not kernel:  # what a kernel's axes are is told by what it is multiplied with
+        self.label(features)
     axes, rest = list(fixed(shapes(eqn)[0])), iter(kept)
     for at in dims.offset_dims:
         axes[at] = next(rest)
-    return [Value(tuple(axes), table.data or index.data)]
+    return [Value(tuple(axes), table.data or index.data, chosen=kernel)]
 
 
 @primitive(RULES, "dynamic_slice")

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dessilbi_jax.dependency.axes import WILD, Axis, is_open
 from dessilbi_jax.dependency.follower import (
     Follower,
@@ -42,22 +44,21 @@ def _reduce_window(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
 def _dot_general(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
     left, right = ins
-    both = left.data and right.data
-    why = Reason.ACTIVATIONS_SUMMED.at(self.where(eqn))
+    both = left.flows and right.flows
     for v, summed in ((left, lc), (right, rc)):
         for axis in (v.axes[i].now() for i in summed):
             labels = axis.labels
             if labels is not None and (both or any(a not in _at(v, summed) for a in labels.axes)):
                 self.decide(labels)
-            if both and axis.labels is not None:
-                self.fix(axis, why)
+    for i, j in zip(lc, rc, strict=True) if both else ():
+        _between_activations(self, eqn, (left, left.axes[i].now()), (right, right.axes[j].now()))
     for v, other, summed in ((left, right, lc), (right, left, rc)):
-        if not v.data and (other.data or v is right):
+        if not v.flows and (other.flows or v is right):
             for i in summed:
                 v.axes[i].mark_summed()
                 self.read.append((other, v.axes[i]))
     pairs = [(left.axes[i], right.axes[j]) for i, j in zip((*lc, *lb), (*rc, *rb), strict=True)]
-    if not left.data and not right.data:  # as in W + A @ B: what is summed over can go too
+    if not left.flows and not right.flows:  # as in W + A @ B: what is summed over can go too
         for axis, _ in pairs[: len(lc)]:
             self.label([axis] if axis.now().origins else [])
     for a, b in pairs[: len(lc)]:
@@ -75,6 +76,22 @@ def _dot_general(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     wild = math.prod(n for a, n in zip(out, shapes(eqn)[0], strict=True) if a is WILD)
     self.cost(2 * wild, [a for a in (*out, *summed_axes) if a is not WILD])
     return [Value(out, left.data or right.data)]
+
+
+def _between_activations(
+    self: Follower, eqn: Any, left: tuple[Value, Axis], right: tuple[Value, Axis]
+) -> None:
+    """A sum over channels that two activations have: zeros leave it as it is."""
+    why = Reason.ACTIVATIONS_SUMMED.at(self.where(eqn))
+    carrying = [axis for _, axis in (left, right) if axis.labels is not None]
+    alone = all(axis.labels is not None and len(axis.labels.axes) == 1 for axis in carrying)
+    if len(carrying) == 2 and alone:
+        question = ("summed", left[1].size, self.line(eqn))
+        if self.choice(question, 2, np.concatenate([a.labels.atoms for a in carrying])):
+            self.sums.append((left, right))
+            return
+    for axis in carrying:
+        self.fix(axis, why)
 
 
 def _at(value: Value, places: Sequence[int]) -> list[Axis]:
@@ -149,16 +166,17 @@ def _group(
 def _reduce(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     gone = eqn.params["axes"]
     why = Reason.REDUCED.at(eqn.primitive.name, self.where(eqn))
-    summed = None
+    name, summed = eqn.primitive.name, None
+    # Zeros leave a sum as it is, and the largest of numbers that are none below zero.
+    neutral = name == "reduce_sum" or (name == "reduce_max" and ins[0].positive)
     for axis in (ins[0].axes[i].now() for i in gone):
-        alone = axis.labels is not None and len(axis.labels.axes) == 1
-        if eqn.primitive.name == "reduce_sum" and alone and axis.fixed is None:
-            # Zeros leave a sum as it is, if what is summed is zero with its channel.
-            assert axis.labels is not None
-            question = ("summed", axis.size, self.where(eqn))
-            summed = question, axis.size
-            if self.choice(question, 2, axis.labels.atoms):
-                self.sums.append((ins[0], axis))
+        labels = axis.labels
+        if neutral and labels is not None and len(labels.axes) == 1 and axis.fixed is None:
+            question = ("summed", axis.size, self.line(eqn))
+            summed = question, axis, math.prod(eqn.invars[0].aval.shape[i] for i in gone)
+            approximate = int(self.means.approximate and name == "reduce_sum")
+            if self.choice(question, 2, labels.atoms, approximate):
+                self.sums.append(((ins[0], axis),))
                 continue
         self.fix(axis, why)
     return [

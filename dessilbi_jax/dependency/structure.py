@@ -1,6 +1,7 @@
 """The structure whose groups are the removable channels of a network."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -54,21 +55,22 @@ class Channels:
             size, numbers = shape[axis], self.groups.numbers.get((traced, axis))
             if numbers is None or (read and (traced, axis) not in self.groups.completing):
                 continue
-            if (numbers < 0).any():
-                return LeafGroups(path, shape, None, reason="some of its channels must stay")
             block = _block(numbers)
             counts = tuple(size // block if i == axis else 1 for i in range(len(shape)))
+            cells = numbers[::block]
+            # What has to stay in the network beside channels that can go is a group by itself.
+            cells = np.where(cells < 0, self._own(traced) + np.arange(len(cells)), cells)
             return LeafGroups(
-                path,
-                shape,
-                counts,
-                "channels",
-                joint=tuple(numbers[::block].tolist()),
-                kind="channels",
+                path, shape, counts, "channels", joint=tuple(cells.tolist()), kind="channels"
             )
         whys = [self.groups.reasons.get((traced, i)) for i in reversed(range(len(shape)))]
         told = (str(why) for why in whys if why is not None and why.reason is not Reason.DATA)
         return LeafGroups(path, shape, None, reason=next(told, "makes no channel"))
+
+    def _own(self, path: str) -> int:
+        """The first number for groups of one leaf that are no channels of the network."""
+        before = itertools.takewhile(lambda item: item[0] != path, self.groups.shapes.items())
+        return self.groups.count + sum(max(shape, default=0) for _, shape in before)
 
 
 def _block(numbers: np.ndarray) -> int:

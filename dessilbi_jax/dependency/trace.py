@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Literal
 
 from dessilbi_jax.dependency import (
     follower,
@@ -32,7 +33,11 @@ _RULES = {
 
 
 def channel_groups(
-    fn: Any, params: Any, *example_inputs: Any, ignore: Sequence[str] = ()
+    fn: Any,
+    params: Any,
+    *example_inputs: Any,
+    ignore: Sequence[str] = (),
+    approximate: bool = False,
 ) -> ChannelGroups:
     """Finds which axes of which leaves are the same channels, from the jaxpr of `fn`.
 
@@ -41,7 +46,9 @@ def channel_groups(
     kernel that sums over an axis loses its input slices. An axis that is reduced over together
     with its fellows (layer norm over features, softmax over classes), that comes from the
     network's inputs or reaches its outputs, or that meets a primitive without a rule, is not
-    removable, and printing the result says why.
+    removable, and printing the result says why. A sum that zeros leave as it is does not keep
+    its channels, nor does a root-mean-square normalisation, whose scales then make up for the
+    channels that are missing (`ChannelGroups.scales`).
 
     Args:
         fn: the network as a function, in evaluation mode; or a Flax NNX module or an Equinox
@@ -50,6 +57,9 @@ def channel_groups(
             or their shapes.
         example_inputs: what else `fn` takes; arrays or their shapes.
         ignore: regular expressions: channels of a leaf whose path one of them is found in stay.
+        approximate: whether channels that a layer normalisation takes the mean of count as
+            removable, as the features of a transformer. Outputs then change: the mean of what is
+            left is taken for zero. `slim` says by how much.
 
     Raises:
         TypeError: `fn` cannot be traced with these inputs: it has side effects on traced
@@ -72,7 +82,10 @@ def channel_groups(
     """
     if is_module(fn):
         network = as_network(fn)
-        return channel_groups(network.fn, network.tree, params, *example_inputs, ignore=ignore)
+        return channel_groups(
+            network.fn, network.tree, params, *example_inputs, ignore=ignore,
+            approximate=approximate,
+        )  # fmt: skip
     named = leaf_paths(params)
     if len({path for path, _ in named}) < len(named):
         raise ValueError("two leaves of the parameters have the same path; give a plain dict")
@@ -87,11 +100,19 @@ def channel_groups(
     given = [tuple(np.shape(leaf)) for leaf in jax.tree.leaves(example_inputs)]
 
     def found(choices: Mapping[Question, int]) -> tuple[ChannelGroups, Follower]:
-        walk = Follower(_RULES, choices)
+        walk = Follower(_RULES, choices, approximate)
         leaves = _walked(walk, closed, shapes, given, ignore)
         return _result(walk, leaves), walk
 
-    return _best(found, lambda groups: _runs_smaller(fn, params, example_inputs, groups))
+    def runs(groups: ChannelGroups, walk: Follower) -> bool:
+        kept = np.ones(groups.count, bool)
+        for each in groups.sets:
+            if len(each.groups) > 1:
+                kept[each.groups[0]] = False
+        smaller = _smaller(fn, params, example_inputs, groups, kept)
+        return smaller is not None and _alike(closed.jaxpr, smaller.jaxpr, walk, kept)
+
+    return _best(found, runs)
 
 
 def _walked(
@@ -104,12 +125,13 @@ def _walked(
     """The leaves after a walk through the network."""
     leaves = {
         path: walk.tape.leaf(
-            Value(tuple(_leaf_axis(path, i, n) for i, n in enumerate(shape)), False)
+            Value(tuple(_leaf_axis(path, i, n) for i, n in enumerate(shape)), False, of=path)
         )
         for path, shape in shapes.items()
     }
     data = [Value(tuple(Axis(n, Why(Reason.INPUT)) for n in shape), True) for shape in inputs]
     outputs = walk.run(closed, [*leaves.values(), *data])
+    walk.means.lost(*(v.factor for v in outputs))
     for axis in (a for v in outputs for a in v.axes):
         walk.pin(axis, Why(Reason.OUTPUT))
     for path, value in leaves.items():
@@ -121,57 +143,113 @@ def _walked(
 
 def _best(
     found: Callable[[Mapping[Question, int]], tuple[ChannelGroups, Follower]],
-    runs: Callable[[ChannelGroups], bool],
+    runs: Callable[[ChannelGroups, Follower], bool],
 ) -> ChannelGroups:
     """The groups with which most weights can go, of a few choices of axes.
 
     A choice is tried anew where nothing has come of it, each of its axes in turn. Another one is
     taken where the network runs with one channel less of each set, as code does that reads its
-    lengths from its arrays.
+    lengths from its arrays, and has the same numbers in it then.
     """
     choices: dict[Question, int] = {}
     groups, walk = found(choices)
     most, tries = _free(groups), 0
-    tried: set[Question] = set()
-    while True:
-        lost = [
-            question
-            for question, asked in walk.asked.items()
-            if question not in tried | walk.hopeless
-            and all(walk.partition.pinned(a.ravel()).all() for a in asked.atoms)
-        ]
-        if not lost or tries >= _TRIES:
-            return groups
-        tried.add(lost[0])
-        for at in range(1, walk.asked[lost[0]].options):
-            tries += 1
-            other, other_walk = found({**choices, lost[0]: at})
-            if _free(other) > most and not other_walk.wrong and runs(other):
-                choices[lost[0]] = at
-                groups, walk, most = other, other_walk, _free(other)
+    tried: set[frozenset[tuple[Question, int]]] = set()
+    while tries < _TRIES:
+        untried = (frozenset(c - choices.items()) for c in _changes(walk))
+        change = next((c for c in untried if c and c not in tried), None)
+        if change is None:
+            break
+        tried.add(change)
+        tries += 1
+        wanted = {**choices, **dict(change)}
+        other, other_walk = found(wanted)
+        if _free(other) > most and not other_walk.wrong and runs(other, other_walk):
+            choices, groups, walk, most = wanted, other, other_walk, _free(other)
+    return groups
 
 
-def _runs_smaller(
-    fn: Callable[..., Any], params: Any, inputs: Sequence[Any], groups: ChannelGroups
-) -> bool:
-    """Whether the network can be traced with one channel less of each set."""
-    kept = np.ones(groups.count, bool)
-    for each in groups.sets:
-        if len(each.groups) > 1:
-            kept[each.groups[0]] = False
+def _changes(walk: Follower) -> list[frozenset[tuple[Question, int]]]:
+    """What could be answered otherwise, of the questions that nothing has come of.
+
+    All sums together come first: the normalisations of a network stand and fall together.
+    """
+    lost = {
+        question: asked.options
+        for question, asked in walk.asked.items()
+        if question not in walk.means.hopeless
+        and all(walk.partition.pinned(a.ravel()).all() for a in asked.atoms)
+    }
+    sums = frozenset((question, 1) for question in lost if question[0] in ("summed", "cut"))
+    single = [frozenset({(q, at)}) for q, options in lost.items() for at in range(1, options)]
+    return [sums, *single] if len(sums) > 1 else single
+
+
+def _smaller(
+    fn: Callable[..., Any],
+    params: Any,
+    inputs: Sequence[Any],
+    groups: ChannelGroups,
+    kept: np.ndarray,
+) -> Any:
+    """The jaxpr of the network with some channels less; None where it does not run."""
     plan = groups.plan_of(kept)
     leaves = [
         jax.ShapeDtypeStruct(plan.shape(path), dtype_of(leaf)) for path, leaf in leaf_paths(params)
     ]
     try:
-        jax.eval_shape(fn, jax.tree.unflatten(jax.tree.structure(params), leaves), *inputs)
+        return jax.make_jaxpr(fn)(jax.tree.unflatten(jax.tree.structure(params), leaves), *inputs)
     except Exception:  # whatever the network's code makes of other lengths
-        return False
+        return None
+
+
+def _alike(here: Any, there: Any, walk: Follower, kept: np.ndarray) -> bool:
+    """Whether the program for fewer channels differs from another one only as it should.
+
+    Numbers in it are the same, but for those that means divide by: code that computes a number
+    from a width, as a scale of 1/√d, does not only lose zeros. And where it cuts an axis into parts
+    of other arrays' lengths, the same channels are in each part.
+    """
+    for a, b in zip(here.eqns, there.eqns, strict=False):
+        if a.primitive is not b.primitive:
+            return True  # other code, for other widths: running both will tell
+        means = walk.means.approximate or id(a) in walk.means.equations
+        for x, y in zip(a.invars, b.invars, strict=True):
+            numbers = [v.val for v in (x, y) if isinstance(v, Literal) and np.ndim(v.val) == 0]
+            if len(numbers) == 2 and numbers[0] != numbers[1] and not means:
+                return False
+        if id(a) in walk.cut_at and not any(
+            _parts(b, at) == [int(np.append(kept, True)[part].sum()) for part in _cut(a, at, n)]
+            for at, n in walk.cut_at[id(a)]
+        ):
+            return False
+        for x, y in zip(_inner(a), _inner(b), strict=False):
+            if not _alike(x, y, walk, kept):
+                return False
     return True
 
 
-def _free(groups: ChannelGroups) -> float:
-    """How many weights lie in positions that can be removed."""
+def _cut(eqn: Any, at: int, numbers: np.ndarray) -> list[np.ndarray]:
+    """The groups before, in and behind what a slice takes, or those of each part of a split."""
+    if eqn.primitive.name == "split":
+        return np.split(numbers, np.cumsum(eqn.params["sizes"])[:-1])
+    return np.split(numbers, [eqn.params["start_indices"][at], eqn.params["limit_indices"][at]])
+
+
+def _parts(eqn: Any, at: int) -> list[int]:
+    """How many positions lie in each of these parts."""
+    return [len(part) for part in _cut(eqn, at, np.arange(eqn.invars[0].aval.shape[at]))]
+
+
+def _inner(eqn: Any) -> list[Any]:
+    """The jaxprs inside an equation."""
+    found = [each for p in eqn.params.values() for each in (p if isinstance(p, tuple) else (p,))]
+    return [getattr(each, "jaxpr", each) for each in found if hasattr(each, "eqns")
+            or hasattr(each, "jaxpr")]  # fmt: skip
+
+
+def _free(groups: ChannelGroups) -> tuple[float, int]:
+    """How many weights lie in positions that can be removed, and in how many groups."""
     total = 0.0
     for path, shape in groups.shapes.items():
         stay = 1.0
@@ -180,7 +258,7 @@ def _free(groups: ChannelGroups) -> float:
             if numbers is not None:
                 stay *= float(np.mean(numbers < 0))
         total += (1 - stay) * math.prod(shape)
-    return total
+    return total, groups.count
 
 
 def _leaf_axis(path: str, axis: int, size: int) -> Axis:
@@ -260,6 +338,13 @@ def _result(walk: Follower, leaves: Mapping[str, Value]) -> ChannelGroups:
         costs = [
             (f, tuple(np.where(a < known, a, -1) for a in axes)) for f, axes in costs
         ]  # fmt: skip
+    for eqn, at, axis in walk.cuts:
+        if isinstance(found := numbered(axis), np.ndarray):
+            walk.cut_at.setdefault(id(eqn), []).append((at, found))
+    scales = []
+    for leaf, mean, power in walk.means.scales():
+        if isinstance(found := numbered(mean.axis), np.ndarray) and (found < known).all():
+            scales.append((leaf, found, power))
     return ChannelGroups(
         {path: tuple(a.size for a in v.axes) for path, v in leaves.items()},
         numbers,
@@ -268,6 +353,8 @@ def _result(walk: Follower, leaves: Mapping[str, Value]) -> ChannelGroups:
         tuple(walk.unknown),
         tuple(costs),
         _completing(walk, leaves, numbers, number),
+        tuple(scales),
+        walk.means.approximate,
     )
 
 
@@ -304,10 +391,15 @@ def _completing(
         [v.node for v in leaves.values() if v.node is not None],
     )
     walk.wrong = any(
-        value.node is None
-        or any(states[value.node].get(channel) != 0.0 for channel in carried(axis))
-        for value, axis in walk.sums
-    )
+        any(
+            not any(
+                value.node is not None and states[value.node].get(channel) == 0.0
+                for value, _ in factors
+            )
+            for channel in frozenset().union(*(carried(axis) for _, axis in factors))
+        )
+        for factors in walk.sums
+    ) or any(walk.choices.get(question) for question in walk.means.hopeless)
     out: set[Place] = set()
     for value, axis in walk.read:
         if value.node is None or not any(

@@ -13,7 +13,7 @@ class Differs(ValueError):
     """Outputs that are further apart than rounding explains, or that cannot be compared."""
 
 
-def difference(expected: Any, got: Any) -> float:
+def difference(expected: Any, got: Any, allowed: float = TOLERANCE) -> float:
     """The largest difference of an output, over the largest output of its array.
 
     Entries that are infinite or NaN are compared by position: both have to be the same infinity,
@@ -21,10 +21,11 @@ def difference(expected: Any, got: Any) -> float:
 
     Args:
         expected, got: trees of arrays, or what the two networks give.
+        allowed: difference that is no error.
 
     Raises:
-        Differs: shapes that differ, more than 1e-5 (or 8 times the precision of the dtype), other
-            infinite or NaN entries, or not a single finite entry to compare.
+        Differs: shapes that differ, more than is allowed (or 8 times the precision of the dtype),
+            other infinite or NaN entries, or not a single finite entry to compare.
     """
     worst, finite, entries = 0.0, 0, 0
     here, there = jax.tree.leaves(expected), jax.tree.leaves(got)
@@ -43,7 +44,7 @@ def difference(expected: Any, got: Any) -> float:
             )
         scale = max(float(np.abs(x[both]).max(initial=0.0)), 1e-30)
         apart = float(np.abs(x[both] - y[both]).max(initial=0.0)) / scale
-        tolerance = TOLERANCE
+        tolerance = allowed
         if jnp.issubdtype(jnp.result_type(a), jnp.inexact):
             finfo: Any = jnp.finfo  # which JAX leaves without types
             tolerance = max(tolerance, 8 * float(finfo(jnp.result_type(a)).eps))

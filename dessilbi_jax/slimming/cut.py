@@ -12,7 +12,7 @@ from dessilbi_jax.dependency.groups import ChannelGroups
 from dessilbi_jax.dependency.plan import Plan
 from dessilbi_jax.dependency.reasons import Reason
 from dessilbi_jax.dependency.trace import channel_groups
-from dessilbi_jax.frameworks import Network, as_network
+from dessilbi_jax.frameworks import Network, as_network, fitted
 from dessilbi_jax.slimming.compare import Differs, difference
 from dessilbi_jax.slimming.constants import NotFolded, fold
 from dessilbi_jax.slimming.optimizer_state import _cut_state, _own, check_opt_state
@@ -33,6 +33,8 @@ class Slim:
             (before, after).
         difference: largest difference of an output on the example inputs from the network under
             the ticket's masks, over the largest output; None where it was not computed.
+        fn: the function that runs `model`, `fn(model, *inputs)`: the one that was given, with its
+            Linen modules as wide as their variables (`fitted`), or what `rebuild` made of it.
         notes: what has to be said, in words: leaves that took the constants of removed channels,
             channels that stay although all that makes them is masked, leaves that were not seen.
     """
@@ -44,6 +46,7 @@ class Slim:
     params: tuple[int, int]
     flops: tuple[int, int]
     difference: float | None
+    fn: Callable[..., Any]
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -64,6 +67,7 @@ def slim(
     opt_state: Any = None,
     round_to: int = 1,
     ignore: Sequence[str] = (),
+    approximate: bool = False,
     groups: ChannelGroups | None = None,
     rebuild: Callable[[Any], Any] | None = None,
     check: bool = True,
@@ -90,6 +94,9 @@ def slim(
         opt_state: any Optax state over the parameters (momentum, Adam's moments, V and Γ).
         round_to: widths become multiples of it, by keeping some channels that were masked.
         ignore: as for `channel_groups`.
+        approximate: as for `channel_groups`: layer normalisations do not keep their channels. The
+            outputs are then not held to those of the masked network; `Slim.difference` and a note
+            say how far they are.
         groups: the channel groups of this network, where `channel_groups` has traced it already;
             by default it is traced on the example inputs. `Slim.flops` are then those of the
             inputs that it was traced on.
@@ -106,7 +113,7 @@ def slim(
             optimizer state of another network; a plan that would remove what cannot be removed;
             or a smaller network with other outputs.
         TypeError: a network that cannot be traced, or that cannot run with smaller arrays; `ignore`
-            beside `groups`, which were traced with their own.
+            or `approximate` beside `groups`, which were traced with their own.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -126,9 +133,12 @@ def slim(
         )
     network = as_network(model, fn)
     if groups is None:
-        groups = channel_groups(network.fn, network.tree, *example_inputs, ignore=ignore)
-    elif ignore:
-        raise TypeError("ignore= has no use with groups=: give it to dl.channel_groups")
+        groups = channel_groups(
+            network.fn, network.tree, *example_inputs, ignore=ignore, approximate=approximate
+        )
+    elif ignore or approximate:
+        name = "ignore" if ignore else "approximate"
+        raise TypeError(f"{name}= has no use with groups=: give it to dl.channel_groups")
     else:
         _check_groups(groups.shapes, network.tree)
     if opt_state is not None:
@@ -158,6 +168,7 @@ def slim(
         (groups.params_of(np.ones(groups.count, bool)), groups.params_of(out.kept)),
         (groups.flops_of(np.ones(groups.count, bool)), groups.flops_of(out.kept)),
         out.difference,
+        cut.function(out),
         tuple(out.notes),
     )
 
@@ -197,22 +208,34 @@ class _Cut:
         """The network without the other channels."""
         plan = self.groups.plan_of(kept)
         cut = jax.jit(plan.apply)(self.masked if tree is None else tree)  # once, not by leaf
+        scales = self.groups.scaled_by(kept)
+        if scales:
+            cut = _scaled(cut, scales)
         smaller = self.network.put(jax.tree.map(_own, cut))
         if self.rebuild is not None and callable(smaller):
             smaller = self.rebuild(smaller)
-        return _Made(smaller, plan, kept, _unseen(self.groups, plan, self.network.tree))
+        notes = _unseen(self.groups, plan, self.network.tree)
+        if scales:
+            listed = ", ".join(f"{path} by {times:.6g}" for path, times in scales.items())
+            notes.append(f"for means over fewer channels, multiplied: {listed}")
+        return _Made(smaller, plan, kept, notes)
+
+    def function(self, made: _Made) -> Callable[..., Any]:
+        """What runs the smaller network, of it and the inputs."""
+        if self.rebuild is not None and not callable(made.model):
+            return self.rebuild(made.model)
+        return fitted(self.fn or _call, made.plan)
 
     def taken_apart(self, made: _Made) -> Network:
-        """The smaller network as a function."""
-        run = self.fn
-        if self.rebuild is not None and not callable(made.model):
-            run = self.rebuild(made.model)
-        return as_network(made.model, run)
+        """The smaller network as a function of its arrays."""
+        return as_network(made.model, self.function(made))
 
     def traced(self, made: _Made, inputs: Sequence[Any], ignore: Sequence[str]) -> ChannelGroups:
         """The channels of the smaller network."""
         network = self.taken_apart(made)
-        return channel_groups(network.fn, network.tree, *inputs, ignore=ignore)
+        return channel_groups(
+            network.fn, network.tree, *inputs, ignore=ignore, approximate=self.groups.approximate
+        )
 
     def run(self, made: _Made, inputs: Sequence[Any]) -> Any:
         """The outputs of the smaller network."""
@@ -236,10 +259,24 @@ class _Cut:
         expected = jax.jit(self.network.fn)(masked, *inputs)
         made = self.made(kept, masked)
         try:
-            made.difference = difference(expected, self.run(made, inputs))
+            got = self.run(made, inputs)
+        except TypeError as error:
+            return self._without_fixed(kept, inputs, error)
+        if self.groups.approximate:
+            made.difference = difference(expected, got, float("inf"))
+            if made.plan.keep:
+                made.notes.append(
+                    "approximate: means that layer normalisations take were taken for zero; the "
+                    f"outputs differ by {made.difference:.1e} of the largest"
+                )
+            return made
+        try:
+            made.difference = difference(expected, got)
             return made
         except Differs as error:
             first = error
+        if self.groups.scaled_by(kept):
+            return self._without_means(kept, inputs, first)
         notes: list[str] = []
         while True:
             try:
@@ -267,6 +304,45 @@ class _Cut:
             )
         return made
 
+    def _without_fixed(self, kept: np.ndarray, inputs: Sequence[Any], error: TypeError) -> _Made:
+        """The network that keeps those channels of which the code keeps the number.
+
+        Raises:
+            TypeError: the network runs with fewer channels of no set, or of each by itself.
+        """
+        stay = np.zeros_like(kept)
+        sets = [each for each in self.groups.sets if not kept[each.groups].all()]
+        for each in sets:
+            one = np.ones_like(kept)
+            one[each.groups] = kept[each.groups]
+            smaller = self.made(one)
+            network = self.taken_apart(smaller)
+            try:
+                jax.eval_shape(network.fn, network.tree, *inputs)
+            except Exception:  # whatever the network's code makes of other lengths
+                stay[each.groups] = True
+        if not (stay & ~kept).any() or kept[~stay].all():
+            raise error
+        made = self.tried(kept | stay, inputs)
+        made.notes.append(f"channels that stay: {self._named(stay & ~kept)}, as {error}")
+        return made
+
+    def _without_means(self, kept: np.ndarray, inputs: Sequence[Any], error: Differs) -> _Made:
+        """The network that keeps channels over which means are taken.
+
+        What stands beside a mean against division by zero counts for more where few are left.
+        """
+        stay = np.zeros_like(kept)
+        for _, numbers, _ in self.groups.scales:
+            stay[numbers[numbers >= 0]] = True
+        made = self.tried(kept | stay, inputs)
+        made.notes.append(
+            f"channels that stay: {self._named(stay & ~kept)}. Means are taken over them beside "
+            f"an ε that is not small, so that {error}; dl.channel_groups(..., approximate=True) "
+            "lets them go"
+        )
+        return made
+
     def _unread(self, tree: Any, kept: np.ndarray) -> Any:
         """The arrays with zeros in the slices that read removed channels."""
         leaves, treedef = jax.tree.flatten(tree)
@@ -291,16 +367,23 @@ class _Cut:
 
     def _stays(self, channels: np.ndarray) -> str:
         """In words, which channels cannot go."""
-        names = [
+        return (
+            f"channels that stay: {self._named(channels)}. Their weights are zero, but they are "
+            "not, and nothing behind them can hold what they are: mask what reads them too, or "
+            "give the layer behind them a bias"
+        )
+
+    def _named(self, channels: np.ndarray) -> str:
+        """In words, how many channels of which sets."""
+        return ", ".join(
             f"{int(channels[each.groups].sum())} of {each.name}"
             for each in self.groups.sets
             if channels[each.groups].any()
-        ]
-        return (
-            f"channels that stay: {', '.join(names)}. Their weights are zero, but they are not, "
-            "and nothing behind them can hold what they are: mask what reads them too, or give the "
-            "layer behind them a bias"
         )
+
+
+def _call(model: Any, *inputs: Any) -> Any:
+    return model(*inputs)
 
 
 _HINT = (
@@ -371,6 +454,14 @@ def _check_groups(traced: Mapping[str, tuple[int, ...]], tree: Any) -> None:
                 f"groups= are those of another network: of {path} they know {there}, this network "
                 f"has {here}; call dl.channel_groups for it, or leave groups= out"
             )
+
+
+def _scaled(tree: Any, scales: Mapping[str, float]) -> Any:
+    leaves = [
+        leaf * jnp.asarray(scales[path], leaf.dtype) if path in scales else leaf
+        for path, leaf in leaf_paths(tree)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def _zeroed(leaf: Any, mask: Any) -> Any:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cut_truth import check_cut
 
 import dessilbi_jax as dl
-from dessilbi_jax.tree import leaf_paths
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
@@ -184,33 +184,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_groups_and_cut(name):
-    net, params, inputs, expected = CASES[name]
-    groups = dl.channel_groups(net, params, *inputs)
-    assert groups.count == expected, str(groups)
-    assert not groups.unknown
-    rng = np.random.default_rng(0)
-    gone = np.zeros(groups.count, bool)
-    for each in groups.sets:
-        gone[rng.permutation(each.groups)[: len(each.groups) // 2]] = True
-    masks = {}
-    for leaf in dl.channels(groups).resolve(params):
-        kept = np.ones(leaf.shape, bool)
-        if leaf.counts is not None:
-            kept = ~gone[np.array(leaf.joint)].reshape(leaf.counts)
-            for axis, n in enumerate(leaf.shape):
-                kept = kept.repeat(n // kept.shape[axis], axis)
-        masks[leaf.path] = kept
-    small = dl.slim(params, masks, *inputs, fn=net, groups=groups)
-    np.testing.assert_array_equal(groups.kept_by(small.plan), ~gone)
-    tree = jax.tree.unflatten(
-        jax.tree.structure(params), [jnp.asarray(masks[p]) for p, _ in leaf_paths(params)]
-    )
-    want, got = net(dl.project(params, tree), *inputs), net(small.model, *inputs)
-    assert float(jnp.abs(want).max()) > 1e-3
-    np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
-    again = dl.channel_groups(net, small.model, *inputs)
-    assert small.flops[1] == again.flops()
-    assert small.params[1] == sum(x.size for x in jax.tree.leaves(small.model))
+    check_cut(*CASES[name])
 
 
 def test_positions_of_a_shuffle_that_are_not_the_same_are_no_ticket_of_it():
@@ -226,7 +200,10 @@ def test_positions_of_a_shuffle_that_are_not_the_same_are_no_ticket_of_it():
 MEANS = {
     "layer norm": lambda h: (h - h.mean(-1, keepdims=True)) / (h.std(-1, keepdims=True) + 0.1),
     "mean": lambda h: h - h.mean(-1, keepdims=True),
-    "mean square": lambda h: h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6),
+    "mean square, squashed": lambda h: h * jax.nn.sigmoid((h * h).mean(-1, keepdims=True)),
+    "root mean square, shifted": lambda h: (
+        1 + h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6)
+    ),
     "softmax": lambda h: jax.nn.softmax(h),
     "sum of one more": lambda h: h / (h + 1).sum(-1, keepdims=True),
 }

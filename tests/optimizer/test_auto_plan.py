@@ -177,7 +177,7 @@ def test_a_plan_that_has_passed_promises_nothing_and_diagnose_says_so():
     found = dl.diagnose(
         lambda _: jnp.zeros(()), W, go(long, long.init(W), 30)[0], learning_rate=0.05, steps=100
     )
-    assert any("plans for 400 updates, the run has 100" in w for w in found.warnings)
+    assert any("its density at update 400, the run has 100" in w for w in found.warnings)
     at_the_end = go(tx, tx.init(W), 40)[0]
     found = dl.diagnose(lambda _: jnp.zeros(()), W, at_the_end, learning_rate=0.05, nu=20.0)
     assert not [w for w in found.warnings if "planned" in w]
