@@ -84,7 +84,7 @@ class Means:
 
     def _homogeneous(self, eqn: Any, name: str, ins: Sequence[Any]) -> Factor | None:
         """The factor of what is homogeneous in its operands; None where it is not."""
-        first = ins[0].factor
+        first: Factor = ins[0].factor
         if name in MOVES:
             return first
         if name in _PRODUCTS or name == "div":
@@ -97,7 +97,7 @@ class Means:
         if name not in _ALIKE:
             return None
         ins = ins[1:] if name == "select_n" else ins
-        there = {v.factor for v in ins if v.factor}
+        there: set[Factor] = {v.factor for v in ins if v.factor}
         small = all(
             v.factor or (v.number is not None and abs(float(v.number)) <= _SMALL) for v in ins
         )

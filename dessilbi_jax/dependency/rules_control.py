@@ -42,7 +42,7 @@ def _parted(self: Follower, eqn: Any, value: Value, shape: tuple[int, ...]) -> V
             axis = Axis(n, axis.now().fixed or why, origins=axis.origins)
         axes.append(axis)
     parted = any(a is not b for a, b in zip(axes, value.axes, strict=True))
-    return value._replace(axes=tuple(axes), **({"of": None} if parted else {}))
+    return value._replace(axes=tuple(axes), of=None if parted else value.of)
 
 
 def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs: list[Value],

@@ -84,10 +84,10 @@ def _between_activations(
     """A sum over channels that two activations have: zeros leave it as it is."""
     why = Reason.ACTIVATIONS_SUMMED.at(self.where(eqn))
     carrying = [axis for _, axis in (left, right) if axis.labels is not None]
-    alone = all(axis.labels is not None and len(axis.labels.axes) == 1 for axis in carrying)
-    if len(carrying) == 2 and alone:
+    labels = [axis.labels for axis in carrying if axis.labels is not None]
+    if len(labels) == 2 and all(len(each.axes) == 1 for each in labels):
         question = ("summed", left[1].size, self.line(eqn))
-        if self.choice(question, 2, np.concatenate([a.labels.atoms for a in carrying])):
+        if self.choice(question, 2, np.concatenate([each.atoms for each in labels])):
             self.sums.append((left, right))
             return
     for axis in carrying:

@@ -24,10 +24,10 @@ _QUOTIENTS = frozenset({"div", "rem"})
 _SUMS = frozenset({"reduce_sum", "cumsum", "reduce_window_sum", "fft", "psum", "psum_invariant"})
 _MIXED = frozenset({"reduce_prod", "cumprod", "reduce_window"})
 _MOVES = """broadcast_in_dim concatenate convert_element_type copy copy_p cumlogsumexp cummax cummin
-    dynamic_slice dynamic_update_slice gather name pad pcast pmax pmin pvary reduce_max reduce_min reduce_precision
-    reduce_window_max reduce_window_min reshape reshard rev scatter scatter-add scatter-max
-    scatter-min scatter_add scatter_max scatter_min sharding_constraint slice sort split squeeze
-    stack stop_gradient tile top_k transpose unstack"""
+    dynamic_slice dynamic_update_slice gather name pad pcast pmax pmin pvary reduce_max reduce_min
+    reduce_precision reduce_window_max reduce_window_min reshape reshard rev scatter scatter-add
+    scatter-max scatter-min scatter_add scatter_max scatter_min sharding_constraint slice sort
+    split squeeze stack stop_gradient tile top_k transpose unstack"""
 _SAME = frozenset(_MOVES.split())
 
 

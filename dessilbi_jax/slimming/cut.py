@@ -223,7 +223,8 @@ class _Cut:
     def function(self, made: _Made) -> Callable[..., Any]:
         """What runs the smaller network, of it and the inputs."""
         if self.rebuild is not None and not callable(made.model):
-            return self.rebuild(made.model)
+            rebuilt: Callable[..., Any] = self.rebuild(made.model)
+            return rebuilt
         return fitted(self.fn or _call, made.plan)
 
     def taken_apart(self, made: _Made) -> Network:
