@@ -9,12 +9,15 @@ is another way to compute the same step.
 from dessilbi_jax.optimizer.alias import add_split_lbi, dessilbi, wrap
 from dessilbi_jax.optimizer.calibration import calibrate, step_size_bound
 from dessilbi_jax.optimizer.diagnosis import Diagnosis, diagnose
-from dessilbi_jax.optimizer.settings import Auto, auto
+from dessilbi_jax.optimizer.settings import Auto, Settle, auto, settle
+from dessilbi_jax.optimizer.settling import Settled
 from dessilbi_jax.optimizer.state import SplitLBIState, gamma, get_state, support
 
 __all__ = [
     "Auto",
     "Diagnosis",
+    "Settle",
+    "Settled",
     "SplitLBIState",
     "add_split_lbi",
     "auto",
@@ -23,6 +26,7 @@ __all__ = [
     "diagnose",
     "gamma",
     "get_state",
+    "settle",
     "step_size_bound",
     "support",
     "wrap",

@@ -17,7 +17,14 @@ import optax
 
 from dessilbi_jax.optimizer import step
 from dessilbi_jax.optimizer.chain import Freeze, around
-from dessilbi_jax.optimizer.settings import NU, Lam, ScalarOrSchedule, Settings, check_number
+from dessilbi_jax.optimizer.settings import (
+    NU,
+    Lam,
+    ScalarOrSchedule,
+    Settings,
+    Settle,
+    check_number,
+)
 from dessilbi_jax.prox.penalty import Penalty
 from dessilbi_jax.structure.named import filters
 from dessilbi_jax.structure.rules import StructureLike
@@ -113,12 +120,13 @@ def wrap(
     *,
     penalty: Penalty | None = None,
     freeze: Freeze = False,
+    settle: bool | Settle = False,
 ) -> optax.GradientTransformationExtraArgs:
     """DessiLBI around an optimizer that is already built, such as `optax.adamw(1e-3)`.
 
     Computes the optimizer's update minus learning_rate/ν·(W − Γ). Arguments and errors are
-    those of `add_split_lbi`; `learning_rate` is the optimizer's own, and `freeze` is that of
-    `dessilbi`.
+    those of `add_split_lbi`; `learning_rate` is the optimizer's own, and `freeze` and `settle` are
+    those of `dessilbi`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -128,7 +136,10 @@ def wrap(
     """
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"tx must be an Optax transformation, got {type(tx).__name__}")
-    settings = Settings(learning_rate, kappa, nu, lam, structure, lean, penalty, finished=True)
+    settings = Settings(
+        learning_rate, kappa, nu, lam, structure, lean, penalty, finished=True, settle=settle
+    )
+    _check_alone(freeze, settings)
     return around(settings, tx, freeze=freeze)
 
 
@@ -146,6 +157,7 @@ def dessilbi(
     *,
     penalty: Penalty | None = None,
     freeze: Freeze = False,
+    settle: bool | Settle = False,
     weight_decay_mask: Any = None,
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -175,6 +187,8 @@ def dessilbi(
         freeze: True, or a callable from the count of updates made to a bool: whether the step
             leaves W and V of groups alone that are selected already. Momentum goes on; groups of
             single elements are never frozen.
+        settle: True, or `dl.settle(…)`: whether the run ends with a network of exactly the budget:
+            what leaves on the way is zero from then on. What follows in a chain could undo that.
         weight_decay_mask: tree or callable as for `optax.add_decayed_weights`. By default
             leaves with two axes or more; the toolbox also skips those with a `bn` in their path,
             as a word by itself (`bn1`, `layer_bn`, `BN_0`; not `subnet`).
@@ -208,7 +222,8 @@ def dessilbi(
         check_number("momentum", momentum, low=0.0, high=1.0, low_allowed=True)
     elif nesterov:
         raise ValueError("nesterov=True needs a momentum")
-    settings = Settings(learning_rate, kappa, nu, lam, structure, lean, penalty)
+    settings = Settings(learning_rate, kappa, nu, lam, structure, lean, penalty, settle=settle)
+    _check_alone(freeze, settings)
     trace, decay = optax.identity(), optax.identity()
     if momentum is not None:
         trace = optax.trace(momentum, nesterov, accumulator_dtype)
@@ -220,6 +235,14 @@ def dessilbi(
     if variant == "paper":
         return around(settings, optax.identity(), trace, decay, freeze)
     return around(settings, optax.chain(decay, trace), freeze=freeze)
+
+
+def _check_alone(freeze: Freeze, settings: Settings) -> None:
+    if settings.settling is not None and freeze is not False:
+        raise ValueError(
+            "settle and freeze exclude each other: frozen groups do not move, so that they could "
+            "not leave; give one of them"
+        )
 
 
 def _decayed(params: Any, skip: str | None) -> Any:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dessilbi_jax.optimizer import step, write_order
+from dessilbi_jax.optimizer import settling, step, write_order
 from dessilbi_jax.optimizer.settings import Settings
 from dessilbi_jax.optimizer.state import SplitLBIState, check_type
 from dessilbi_jax.prox.norms import expand
@@ -85,10 +85,15 @@ def around(
         **extra: Any,
     ) -> tuple[optax.Updates, DessiLBIState]:
         check_type(state, DessiLBIState)
+        keep: Stops = [None] * len(jax.tree.leaves(params))
+        if settings.settling is not None and params is not None:
+            state, updates, keep = _settled(settings, state, updates, params)
         now = step.read(settings, state.split, params)
         stops = _stops(freeze, now)
         direction, first_state = first.update(updates, state.before, params, **extra)
         u, made = step.couple(now, direction, stops)
+        if behind is not None:
+            u = [_only(x, mask) for x, mask in zip(u, keep, strict=True)]
         accumulated, middle_state = middle.update(
             jax.tree.unflatten(now.treedef, u), state.behind, params, **extra
         )
@@ -119,6 +124,10 @@ def around(
             x if stop is None else jnp.where(expand(stop, x.shape), 0, x)
             for x, stop in zip(now.treedef.flatten_up_to(scaled), stops, strict=True)
         ]
+        u = [
+            x if mask is None else jnp.where(mask, x, -p.astype(x.dtype))
+            for x, mask, p in zip(u, keep, now.treedef.flatten_up_to(params), strict=True)
+        ]
         # W', as `optax.apply_updates` makes it: the compiler sees that both are the same.
         w = {leaf.place: (leaf.w + u[leaf.place]).astype(leaf.w.dtype) for leaf in now.leaves}
         given = now.treedef.flatten_up_to(direction)
@@ -127,11 +136,39 @@ def around(
             i = leaf.place
             difference = (write_order.apart(w[i])[0] + rate * given[i] - leaf.gamma) / (1 - c)
             v[i] = step.moved(leaf, pace, stops[i], difference)
+        v = {i: _only(x, keep[i]) for i, x in v.items()}
         split = step.advance(now, v, w, failed, made)
         out = DessiLBIState(first_state, split, middle_state, end_state)
         return jax.tree.unflatten(now.treedef, u), out
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _settled(
+    settings: Settings, state: DessiLBIState, updates: Any, params: Any
+) -> tuple[DessiLBIState, Any, Stops]:
+    """The state, the updates and what may be nonzero of each leaf, where the support shrinks."""
+    now = step.read(settings, state.split, params)
+    split = state.split
+    trees = (state.before, state.behind, state.last, split.v, split.gamma)
+    settled, (before, behind, last, v, gamma) = settling.advance(
+        settings, split.settled, now.groups, params, split.count, trees
+    )
+    state = state._replace(
+        before=before, behind=behind, last=last,
+        split=split._replace(settled=settled, v=v, gamma=gamma),
+    )  # fmt: skip
+    allowed = now.treedef.flatten_up_to(settled.allowed)
+    keep = [
+        None if leaf.counts is None else settling.spread_over(mask, p)
+        for leaf, mask, p in zip(now.groups, allowed, jax.tree.leaves(params), strict=True)
+    ]
+    u = [_only(g, mask) for g, mask in zip(now.treedef.flatten_up_to(updates), keep, strict=True)]
+    return state, jax.tree.unflatten(now.treedef, u), keep
+
+
+def _only(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return x if mask is None else jnp.where(mask, x, jnp.zeros_like(x))
 
 
 def _stops(freeze: Freeze, now: step.Reading) -> Stops:

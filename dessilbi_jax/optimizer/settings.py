@@ -1,6 +1,7 @@
 """The arguments of the transformations: checked once, then passed on as one object."""
 
 import dataclasses
+import functools
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -131,6 +132,144 @@ def auto(
     return Auto(steps=steps, density=density, group_density=group_density, at=at)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settle:
+    """When and to what the support of W shrinks; made by `dl.settle`, which says what fields are.
+
+    Raises:
+        TypeError: more than one budget, or something of the wrong kind.
+        ValueError: numbers out of range.
+    """
+
+    density: float | None = None
+    weights: int | None = None
+    groups: int | None = None
+    group_density: float | None = None
+    begin: float = 0.1
+    end: float = 0.75
+    cuts: int = 30
+    steps: int | jax.Array | None = None
+    minimum: int = 1
+
+    def __post_init__(self) -> None:
+        given = [name for name in _BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise TypeError(f"dl.settle takes one budget, got {' and '.join(given)}")
+        for name in ("density", "group_density"):
+            value = getattr(self, name)
+            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if value is not None and not (real and 0 < value <= 1):
+                raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
+        for name, low in (("weights", 1), ("groups", 1), ("cuts", 1), ("minimum", 0), ("steps", 1)):
+            value = getattr(self, name)
+            if value is None or isinstance(value, jax.Array):
+                continue
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            if value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}")
+        for name in ("begin", "end"):
+            check_number(name, getattr(self, name), low=0.0, low_allowed=True)
+        if not 0 <= self.begin < self.end <= 1:
+            raise ValueError(
+                f"begin and end are fractions of the run, 0 <= begin < end <= 1, got "
+                f"begin={self.begin} and end={self.end}"
+            )
+
+    @property
+    def budget(self) -> tuple[float, bool, bool]:
+        """The amount that is to be left, whether of groups, and whether it is a share."""
+        for name in _BUDGETS:
+            value = getattr(self, name)
+            if value is not None:
+                return value, name.startswith("group"), name.endswith("density")
+        raise ValueError("no budget")
+
+    def of(self, lam: "Lam") -> "Settle":
+        """With a budget and steps, those of `dl.auto` where there are none.
+
+        Raises:
+            TypeError: neither has them, or those of `dl.auto` are not known when tracing.
+        """
+        changes: dict[str, Any] = {}
+        auto = lam if isinstance(lam, Auto) else None
+        if all(getattr(self, name) is None for name in _BUDGETS):
+            if auto is None or isinstance(auto.share, jax.Array):
+                raise TypeError(
+                    "settle has no budget: with λ from dl.auto(density=…, steps=…) it is that, "
+                    "else give dl.settle(density=…), weights=, groups= or group_density="
+                )
+            name = "group_density" if auto.by_group else "density"
+            changes[name] = float(auto.share)
+        if self.steps is None:
+            if auto is None:
+                raise TypeError(
+                    "settle does not know how long the run is: with λ from dl.auto it is its "
+                    "steps, else give dl.settle(steps=…), the number of optimizer updates"
+                )
+            changes["steps"] = auto.steps
+        return dataclasses.replace(self, **changes)
+
+
+_BUDGETS = ("density", "weights", "groups", "group_density")
+
+
+def settle(
+    *,
+    density: float | None = None,
+    weights: int | None = None,
+    groups: int | None = None,
+    group_density: float | None = None,
+    begin: float = 0.1,
+    end: float = 0.75,
+    cuts: int = 30,
+    steps: int | jax.Array | None = None,
+    minimum: int = 1,
+) -> Settle:
+    """A run that ends with the network: its support shrinks to a budget and the rest trains on.
+
+    From `begin` on, what may be nonzero shrinks in `cuts` cuts to exactly the budget at `end`; what
+    leaves is zero from then on in W, in momentum or Adam's moments, in V and in Γ. Behind `end`,
+    `dl.support(state)` is the support of W itself.
+
+    Args:
+        density: share of the structured leaves' elements that is to be left, in (0, 1].
+        weights: the same as a number.
+        groups: number of groups to be left.
+        group_density: the same as a share. One of the four, or none: that of `dl.auto`.
+        begin, end: the first and the last cut, as fractions of `steps`.
+        cuts: how many cuts; what is left beyond the budget follows (1 − k/cuts)³. A single one is
+            made at `end`.
+        steps: optimizer updates of the whole run; by default those of `dl.auto`.
+        minimum: groups that every layer keeps.
+
+    Returns:
+        What `settle` of `dl.dessilbi` and `dl.wrap` takes: frozen and hashable. With groups of
+        different sizes, or a budget of weights in groups, as many are left as fit.
+
+    Raises:
+        TypeError, ValueError: see `Settle`; at `init`, a budget that the structure cannot have.
+
+    Example:
+        >>> import jax.numpy as jnp, dessilbi_jax as dl
+        >>> tx = dl.dessilbi(0.1, momentum=0.9, lam=dl.auto(density=0.25, steps=40),
+        ...                  structure=dl.weights, settle=True)
+        >>> params = {"kernel": jnp.arange(1.0, 9.0).reshape(2, 4)}
+        >>> state = tx.init(params)
+        >>> for _ in range(40):
+        ...     updates, state = tx.update({"kernel": jnp.zeros((2, 4))}, state, params)
+        ...     params = {"kernel": params["kernel"] + updates["kernel"]}
+        >>> (params["kernel"] != 0).tolist()
+        [[False, False, False, False], [False, False, True, True]]
+        >>> dl.support(state)["kernel"].sum(), dl.get_state(state).settled.done
+        (Array(2, dtype=int32), Array(True, dtype=bool))
+    """
+    return Settle(
+        density=density, weights=weights, groups=groups, group_density=group_density,
+        begin=begin, end=end, cuts=cuts, steps=steps, minimum=minimum,
+    )  # fmt: skip
+
+
 Lam: TypeAlias = ScalarOrSchedule | Auto | None
 
 
@@ -147,6 +286,7 @@ class Settings:
         lean: whether no Γ is stored.
         penalty: Ω; None for the group lasso.
         finished: whether updates are already steps of W, as those of `dl.wrap` are.
+        settle: what a user gives: False, True or `Settle`.
 
     Raises:
         TypeError: λ missing, or something of the wrong kind.
@@ -161,8 +301,11 @@ class Settings:
     lean: bool
     penalty: Penalty | None
     finished: bool = False
+    settle: bool | Settle = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.settle, bool | Settle):
+            raise TypeError(f"settle must be True, False or dl.settle(…), got {self.settle!r}")
         object.__setattr__(self, "structure", as_structure(self.structure))
         if not callable(self.learning_rate):
             check_number("learning_rate", self.learning_rate)
@@ -179,6 +322,7 @@ class Settings:
                 "lam is missing: give a number, a schedule, dl.auto(density=…, steps=…), or a "
                 "lam in every rule; dl.calibrate suggests a number"
             )
+        _ = self.settling  # an error at once
         if self.penalty is not None and not isinstance(self.penalty, Penalty):
             raise TypeError(
                 "penalty must be made by dl.group_lasso, dl.sparse_group_lasso or "
@@ -189,6 +333,13 @@ class Settings:
     def auto(self) -> Auto | None:
         """How λ is found inside the run, or None where it is given."""
         return self.lam if isinstance(self.lam, Auto) else None
+
+    @functools.cached_property
+    def settling(self) -> Settle | None:
+        """When and to what the support of W shrinks; None where it does not."""
+        if self.settle is False:
+            return None
+        return (Settle() if self.settle is True else self.settle).of(self.lam)
 
     def penalty_of(self, leaf: LeafGroups) -> Penalty:
         """Ω of a leaf: its rule's own, or the one for all."""

@@ -38,6 +38,7 @@ class SplitLBIState(NamedTuple):
         ties: the groups that span leaves, for whoever reads the state: int32 arrays in the shape
             of the groups, equal numbers being one group; bool arrays with all axes of length 1
             for leaves without. The empty tuple where there are none.
+        settled: `Settled`, what may be nonzero; the empty tuple where nothing settles.
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax's own states
@@ -48,6 +49,7 @@ class SplitLBIState(NamedTuple):
     skipped: jax.Array
     auto: Any
     ties: Any = ()
+    settled: Any = ()
 
 
 _RESTORE = (
@@ -114,7 +116,12 @@ def check_type(state: Any, expected: type) -> None:
 
 
 def check_state(
-    groups: Sequence[LeafGroups], treedef: Any, state: SplitLBIState, lean: bool, auto: bool
+    groups: Sequence[LeafGroups],
+    treedef: Any,
+    state: SplitLBIState,
+    lean: bool,
+    auto: bool,
+    settles: bool = False,
 ) -> None:
     """A state made for another structure is an error at once, not a wrong number later.
 
@@ -139,6 +146,11 @@ def check_state(
     if auto != (state.auto != ()):
         made = "a given λ" if auto else "dl.auto"
         raise ValueError(f"the state was made with {made}, the transformation not; call init again")
+    if groups and settles != (not (isinstance(state.settled, tuple) and state.settled == ())):
+        raise ValueError(
+            f"the state was made with settle={not settles}, the transformation with "
+            f"settle={settles}; call init again"
+        )
     for leaf, value, (strength, _, _), tie in zip(groups, v, shrink, ties, strict=True):
         expected = "a dense leaf" if leaf.counts is None else f"groups {leaf.counts}"
         got = "a dense leaf"
@@ -195,6 +207,7 @@ def get_state(opt_state: Any, *, merge: bool = False) -> SplitLBIState:
     states = [state for _, state in found]
     return states[0]._replace(
         ties=_overlay_ties(states),
+        settled=_overlay_settled(states),
         v=_overlay([s.v for s in states]),
         gamma=_overlay([s.gamma for s in states]),
         shrink=Shrink(*(_overlay([s.shrink[k] for s in states]) for k in range(3))),
@@ -236,7 +249,8 @@ def gamma(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
 def support(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
     """The support of Γ as a tree of bool arrays: True = selected; dense leaves are all True.
 
-    A selected group is True as a whole, also where single entries of its V happen to be 0.
+    A selected group is True as a whole, also where single entries of its V happen to be 0. Where
+    the run has settled (`dl.settle`) it is the support of W itself: all that may be nonzero.
 
     Arguments and errors are those of `gamma`.
 
@@ -257,7 +271,22 @@ def support(opt_state: Any, params: Any = None, *, merge: bool = False) -> Any:
     def hidden(p: jax.Array) -> jax.Array:
         return jnp.ones_like(p, dtype=bool)
 
-    return _map_leaves(leaf_support, get_state(opt_state, merge=merge), params, hidden)
+    state = get_state(opt_state, merge=merge)
+    out = _map_leaves(leaf_support, state, params, hidden)
+    if isinstance(state.settled, tuple) and state.settled == ():
+        return out
+    done, allowed = state.settled.done, state.settled.allowed
+    if params is not None:
+        allowed = laid_on(state, params).settled.allowed
+    masks = jax.tree.leaves(allowed, is_leaf=is_hidden)
+    leaves, treedef = jax.tree.flatten(out)
+    final = [
+        x
+        if is_hidden(mask)
+        else jnp.where(done, jnp.broadcast_to(expand(mask, x.shape), x.shape), x)
+        for x, mask in zip(leaves, masks, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, final)
 
 
 def _is_state(x: Any) -> bool:
@@ -273,8 +302,11 @@ def _bare(state: SplitLBIState) -> SplitLBIState:
 
     if unboxed(state.count) is state.count:
         return state
-    auto = state.auto
+    auto, settled = state.auto, state.settled
+    if settled != ():
+        settled = settled._replace(budget=unboxed(settled.budget), done=unboxed(settled.done))
     return state._replace(
+        settled=settled,
         count=unboxed(state.count),
         lam=unboxed(state.lam),
         skipped=unboxed(state.skipped),
@@ -311,6 +343,9 @@ def laid_on(state: SplitLBIState, params: Any) -> SplitLBIState:
             gamma=spread(state.gamma),
             shrink=Shrink(*map(spread, state.shrink)),
             ties=spread(state.ties),
+            settled=state.settled
+            if isinstance(state.settled, tuple) and state.settled == ()
+            else state.settled._replace(allowed=spread(state.settled.allowed)),
         )
     except ValueError as error:
         here, there = jax.tree.leaves(params), jax.tree.leaves(state.v, is_leaf=is_hidden)
@@ -350,6 +385,18 @@ def _overlay_ties(states: Sequence[SplitLBIState]) -> Any:
         start = functools.reduce(jnp.maximum, [jnp.max(x) + shift + 1 for x in joint], start)
         trees.append(jax.tree.unflatten(treedef, ties))
     return _overlay(trees)
+
+
+def _overlay_settled(states: Sequence[SplitLBIState]) -> Any:
+    """What several states allow, each of its leaves; all have to settle, or none."""
+    settled = [s.settled for s in states]
+    if any(isinstance(s, tuple) and s == () for s in settled):
+        return ()
+    return settled[0]._replace(
+        allowed=_overlay([s.allowed for s in settled]),
+        budget=sum(s.budget for s in settled),
+        done=functools.reduce(jnp.logical_and, [s.done for s in settled]),
+    )
 
 
 def _map_leaves(

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dessilbi_jax.optimizer import auto_lam, write_order
+from dessilbi_jax.optimizer import auto_lam, settling, write_order
 from dessilbi_jax.optimizer.kernels import choice
 from dessilbi_jax.optimizer.settings import Settings
 from dessilbi_jax.optimizer.state import (
@@ -115,6 +115,7 @@ def init(settings: Settings, params: optax.Params) -> SplitLBIState:
         skipped=jnp.zeros([], jnp.int32),
         auto=auto_lam.init(len(places), settings.auto) if settings.auto else (),
         ties=tie_trees(treedef, groups, may_join(settings.structure)),
+        settled=settling.init(settings, groups, params),
     )
 
 
@@ -129,7 +130,10 @@ def read(settings: Settings, state: SplitLBIState, params: optax.Params | None) 
         raise ValueError("DessiLBI needs the parameters: call tx.update(updates, state, params)")
     groups = resolve(settings.structure, params)
     treedef: Any = jax.tree.structure(params)
-    check_state(groups, treedef, state, settings.lean, settings.auto is not None)
+    check_state(
+        groups, treedef, state, settings.lean, settings.auto is not None,
+        settings.settling is not None,
+    )  # fmt: skip
     w, v = treedef.flatten_up_to(params), treedef.flatten_up_to(state.v)
     shrink = shrink_leaves(treedef, state.shrink)
     places = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
@@ -191,7 +195,8 @@ def couple(
     for leaf in now.leaves:
         i = leaf.place
         g, u[i] = u[i], coupled(leaf, u[i], strength)
-        if choice.wanted(now.settings.lean) and (frozen is None or frozen[i] is None):
+        free = (frozen is None or frozen[i] is None) and now.settings.settling is None
+        if free and choice.wanted(now.settings.lean):
             found = _by_kernel(now, leaf, g, strength)
             if found is not None:
                 made[i], u[i] = found, found.update
@@ -277,6 +282,7 @@ def advance(
         skipped=state.skipped + jnp.minimum(failed, _MOST - state.skipped),
         auto=found,
         ties=state.ties,
+        settled=state.settled,
     )
 
 

@@ -1,0 +1,413 @@
+"""Settling: inside the run, what may be nonzero shrinks to exactly the budget.
+
+At `cuts` moments from `begin` to `end` the allowed support loses the weights, or groups, of least
+norm, until at the last it holds the budget. Of the k-th of K cuts it keeps
+
+    budget + (all − budget)·(1 − k/K)³
+
+(the schedule of Zhu and Gupta, 2017). What has left is zero in W, in the state of the optimizer
+around the coupling, in V and in Γ, and stays so: its gradient is taken for zero. Γ goes on being
+selected among what is left, and the coupling acts there as everywhere: weights outside Γ decay by
+1/ν, so that those that are to leave are small by then.
+
+How many are kept is exact. Thresholds are found by bisection of the bits of a float32, as λ is:
+sums are all that sharded arrays have to exchange, and nothing is sorted. Among equals at the
+threshold those of lower leaf and index are kept.
+
+References:
+    M. Zhu and S. Gupta, "To Prune, or Not to Prune: Exploring the Efficacy of Pruning for Model
+    Compression", ICLR workshop 2018, Eq. 1.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dessilbi_jax.optimizer.same import Same
+from dessilbi_jax.optimizer.settings import Settings, Settle
+from dessilbi_jax.prox.norms import expand, group_norms
+from dessilbi_jax.structure.joint import count_groups, group_sizes
+from dessilbi_jax.structure.leaf import LeafGroups
+from dessilbi_jax.tree import is_inexact
+
+_MOST = 2**31 - 1
+
+
+class Settled(NamedTuple):
+    """What settling has come to.
+
+    Attributes:
+        allowed: what may be nonzero: a tree of bool arrays like the parameters, in the shape of
+            the groups where a leaf has groups of more than one element, and with all axes of
+            length 1 for dense leaves.
+        budget: how many weights, or groups, are allowed at most now, int32.
+        done: whether that is the budget asked for.
+    """
+
+    allowed: Any
+    budget: jax.Array
+    done: jax.Array
+
+
+class Layer(NamedTuple):
+    """Groups that compete with those of other layers: of a leaf, or joint ones of the same leaves.
+
+    Attributes:
+        leaf: number of the (structured) leaf that has their norms.
+        cells: which cells of its grid they are, or None for all.
+        cost: what each takes of the budget: its elements, or 1.
+        members: (leaf, cells) of all that go with them.
+    """
+
+    leaf: int
+    cells: np.ndarray | None
+    cost: Any
+    members: tuple[tuple[int, np.ndarray | None], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What is fixed when an update is traced.
+
+    Attributes:
+        groups: of the structured leaves.
+        layers: their groups by layer.
+        by_group: whether groups are counted, or weights.
+        target: what is to be left.
+    """
+
+    groups: tuple[LeafGroups, ...]
+    layers: tuple[Layer, ...]
+    by_group: bool
+    target: int
+
+    @functools.cached_property
+    def total(self) -> int:
+        """All weights, or groups, of the structured leaves."""
+        return _total(self.groups, self.by_group)
+
+
+def frame(plan: Settle, groups: Sequence[LeafGroups]) -> Frame:
+    """The layers and the budget of some structured leaves.
+
+    Raises:
+        ValueError: a budget that these leaves cannot have.
+    """
+    amount, by_group, share = plan.budget
+    total = _total(groups, by_group)
+    what = "groups" if by_group else "weights"
+    target = round(amount * total) if share else int(amount)
+    layers = _layers(groups, by_group)
+    least = sum(_least(layer, groups, plan.minimum) for layer in layers)
+    if total > _MOST:
+        raise ValueError(f"settling counts up to {_MOST:,} {what}, these leaves have {total:,}")
+    if not least <= target <= total:
+        raise ValueError(
+            f"the budget of settling is {target:,} of {total:,} {what}; with minimum="
+            f"{plan.minimum} group in each of {len(layers)} layers it has to be from {least:,} to "
+            f"{total:,}"
+        )
+    return Frame(tuple(groups), layers, by_group, target)
+
+
+def init(settings: Settings, groups: Sequence[LeafGroups], params: optax.Params) -> Any:
+    """The state before the first update: all is allowed. The empty tuple where nothing settles."""
+    if settings.settling is None:
+        return ()
+    leaves, treedef = jax.tree.flatten(params)
+    some = [leaf for leaf in groups if leaf.counts is not None]
+    budget = frame(settings.settling, some).total if some else 0
+    allowed = [_all(leaf, p) for leaf, p in zip(groups, leaves, strict=True)]
+    return Settled(
+        jax.tree.unflatten(treedef, allowed), jnp.array(budget, jnp.int32), jnp.zeros([], bool)
+    )
+
+
+def advance(
+    settings: Settings,
+    settled: Settled,
+    groups: Sequence[LeafGroups],
+    params: optax.Params,
+    count: jax.Array,
+    states: Any,
+) -> tuple[Settled, Any]:
+    """What is allowed at an update, and states with zeros in what has left.
+
+    Where the update makes no cut nothing is computed, and arrays pass as they are.
+
+    Args:
+        settings: of the transformation.
+        settled: of the state.
+        groups: of all leaves of the parameters.
+        params: W.
+        count: updates made before this one.
+        states: trees in which arrays of the parameters' shapes are found and emptied.
+    """
+    plan = settings.settling
+    assert plan is not None
+    if all(leaf.counts is None for leaf in groups):
+        return settled, states
+    fixed = Same((tuple(groups), dataclasses.replace(plan, steps=None)))
+    out: tuple[Settled, Any] = _advance(fixed, plan.steps, settled, params, count, states)
+    return out
+
+
+# Compiled by itself, so that outside of `jax.jit` it is not traced and compiled in every update;
+# inline, so that inside it is as if it were written there.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _advance(
+    fixed: Same[tuple[tuple[LeafGroups, ...], Settle]],
+    steps: Any,
+    settled: Settled,
+    params: optax.Params,
+    count: jax.Array,
+    states: Any,
+) -> tuple[Settled, Any]:
+    groups, plan = fixed.value
+    leaves: list[Any] = jax.tree.leaves(params)
+    treedef: Any = jax.tree.structure(params)
+    places = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
+    known = frame(plan, [groups[i] for i in places])
+    wanted, done = _wanted(plan, known, count + 1, steps)
+    allowed = treedef.flatten_up_to(settled.allowed)
+
+    def cut(operand: Any) -> Any:
+        allowed, states = operand
+        some = [leaves[i] for i in places]
+        new = list(allowed)
+        for i, mask in zip(
+            places, _kept(known, some, [allowed[i] for i in places], wanted, plan.minimum),
+            strict=True,
+        ):  # fmt: skip
+            new[i] = mask
+        whole = [spread_over(mask, leaf) for mask, leaf in zip(new, leaves, strict=True)]
+        return new, emptied(states, jax.tree.unflatten(treedef, whole), treedef)
+
+    new, states = jax.lax.cond(wanted < settled.budget, cut, lambda x: x, (allowed, states))
+    budget = jnp.minimum(settled.budget, wanted)
+    return Settled(jax.tree.unflatten(treedef, new), budget, settled.done | done), states
+
+
+def spread_over(allowed: jax.Array, leaf: Any) -> jax.Array:
+    """Which elements of a leaf are allowed, from what `Settled` holds of it."""
+    return jnp.broadcast_to(expand(allowed, leaf.shape), leaf.shape)
+
+
+def emptied(states: Any, allowed: Any, treedef: Any) -> Any:
+    """States with zeros where nothing is allowed, in whatever looks like the parameters."""
+    keep = jax.tree.leaves(allowed)
+
+    def like(x: Any) -> bool:
+        if treedef.num_leaves == 0:
+            return False
+        return bool(jax.tree.structure(x, is_leaf=_hidden) == treedef)
+
+    def empty(x: Any) -> Any:
+        if not like(x):
+            return x
+        flat = jax.tree.leaves(x, is_leaf=_hidden)
+        out = [
+            jnp.where(mask, leaf, jnp.zeros_like(leaf))
+            if hasattr(leaf, "shape") and leaf.shape == mask.shape and is_inexact(leaf)
+            else leaf
+            for leaf, mask in zip(flat, keep, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, out)
+
+    return jax.tree.map(empty, states, is_leaf=like)
+
+
+def _hidden(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def _all(leaf: LeafGroups, p: Any) -> jax.Array:
+    if leaf.counts is None:
+        return jnp.ones((1,) * len(leaf.shape), bool)
+    if leaf.elementwise and isinstance(p, jax.Array):
+        return jnp.ones_like(p, bool)  # keeps the sharding
+    return jnp.ones(leaf.counts, bool)
+
+
+def _total(groups: Sequence[LeafGroups], by_group: bool) -> int:
+    return count_groups(groups) if by_group else sum(leaf.size for leaf in groups)
+
+
+def _wanted(
+    plan: Settle, known: Frame, count: jax.Array, steps: Any
+) -> tuple[jax.Array, jax.Array]:
+    """How many may be left behind an update, and whether that is the budget."""
+    steps = jnp.asarray(steps, jnp.float32)
+    begin, end = jnp.round(plan.begin * steps), jnp.round(plan.end * steps)
+    way = (count - begin) / jnp.maximum(end - begin, 1) * max(plan.cuts - 1, 1)
+    # The first cut at `begin`, the last at `end`; a little is allowed for rounding.
+    made = jnp.clip(jnp.floor(way + 1e-4) + 1, 0, plan.cuts).astype(jnp.int32)
+    if plan.cuts == 1:
+        made = (count >= end).astype(jnp.int32)
+    schedule = known.target + np.ceil(
+        (known.total - known.target) * (1 - np.arange(plan.cuts + 1) / plan.cuts) ** 3
+    )
+    wanted = jnp.asarray(schedule.astype(np.int32))[made]
+    return wanted, made == plan.cuts
+
+
+def _layers(groups: Sequence[LeafGroups], by_group: bool) -> tuple[Layer, ...]:
+    out = []
+    joint: dict[int, list[tuple[int, int]]] = {}  # by number, (leaf, cell)
+    for i, leaf in enumerate(groups):
+        if leaf.joint is None:
+            out.append(Layer(i, None, 1 if by_group else leaf.group_size, ((i, None),)))
+            continue
+        for cell, number in enumerate(leaf.joint):
+            joint.setdefault(number, []).append((i, cell))
+    alike: dict[tuple[tuple[int, int], ...], list[list[tuple[int, int]]]] = {}
+    for cells in joint.values():
+        # Groups with as many cells in the same leaves are of one layer.
+        key = tuple((i, sum(1 for j, _ in cells if j == i)) for i in dict.fromkeys(
+            i for i, _ in cells))  # fmt: skip
+        alike.setdefault(key, []).append(cells)
+    for key, members in alike.items():
+        home = key[0][0]
+        first = np.array([next(c for i, c in cells if i == home) for cells in members])
+        size = sum(n * groups[i].group_size for i, n in key)
+        inside = tuple(
+            (i, np.array([[c for j, c in cells if j == i] for cells in members])) for i, _ in key
+        )
+        out.append(Layer(home, first, 1 if by_group else size, inside))
+    return tuple(out)
+
+
+def _least(layer: Layer, groups: Sequence[LeafGroups], minimum: int) -> int:
+    there = groups[layer.leaf].groups if layer.cells is None else len(layer.cells)
+    return min(minimum, there) * int(layer.cost)
+
+
+def _kept(
+    known: Frame,
+    w: Sequence[jax.Array],
+    allowed: Sequence[jax.Array],
+    wanted: jax.Array,
+    minimum: int,
+) -> list[jax.Array]:
+    """What stays of what is allowed: of each leaf, over its grid."""
+    norms = _norms(known.groups, w)
+    scores = []
+    for layer in known.layers:
+        norm, mask = norms[layer.leaf], allowed[layer.leaf].reshape(norms[layer.leaf].shape)
+        if layer.cells is not None:
+            norm, mask = norm.reshape(-1)[layer.cells], mask.reshape(-1)[layer.cells]
+        bits = jax.lax.bitcast_convert_type(norm.astype(jnp.float32), jnp.int32)
+        # Not finite: counted as the largest. Bits of what has left: −1, below all others.
+        bits = jnp.where(jnp.isfinite(norm), jnp.clip(bits, 0, _TOP), _TOP)
+        scores.append(jnp.where(mask, bits, -1))
+    stay = _largest(scores, [int(layer.cost) for layer in known.layers], wanted, minimum)
+    out = [jnp.reshape(a, -1) for a in allowed]
+    for layer, mask in zip(known.layers, stay, strict=True):
+        for i, cells in layer.members:
+            if cells is None:
+                out[i] = mask.reshape(-1)
+            else:
+                each = jnp.broadcast_to(mask[:, None], cells.shape)
+                out[i] = out[i].at[cells.reshape(-1)].set(each.reshape(-1))
+    return [x.reshape(a.shape) for x, a in zip(out, allowed, strict=True)]
+
+
+def _norms(groups: Sequence[LeafGroups], w: Sequence[jax.Array]) -> list[jax.Array]:
+    """By leaf the norm of each group of W over the root of its size; of an element, its size."""
+    wide = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in w]
+    norms: list[Any] = [None] * len(groups)
+    grouped = [i for i, leaf in enumerate(groups) if not leaf.elementwise]
+    if grouped:
+        found = group_norms(
+            [groups[i].counts or () for i in grouped],
+            [groups[i].joint for i in grouped],
+            [wide[i] for i in grouped],
+        )
+        sizes = group_sizes(groups)
+        for i, norm in zip(grouped, found, strict=True):
+            norms[i] = norm
+            norms[i] = norms[i] / jnp.sqrt(jnp.asarray(sizes[i], norms[i].dtype))
+    return [jnp.abs(x) if norm is None else norm for x, norm in zip(wide, norms, strict=True)]
+
+
+_TOP = 0x7F7FFFFF  # bits of the largest finite float32
+
+
+def _largest(
+    scores: Sequence[jax.Array], costs: Sequence[int], wanted: jax.Array, minimum: int
+) -> list[jax.Array]:
+    """Which entries stay so that they cost at most `wanted`: the largest, the first among equals.
+
+    Each layer keeps at least `minimum`, which come first. With costs of 1 the number is exact.
+    """
+    least = [min(minimum, s.size) for s in scores]
+
+    def above(level: jax.Array, s: jax.Array) -> jax.Array:
+        return jnp.sum(s > level, dtype=jnp.int32)
+
+    def cost(counts: Sequence[jax.Array]) -> jax.Array:
+        total = jnp.zeros([], jnp.int32)
+        for count, each, low in zip(counts, costs, least, strict=True):
+            total += jnp.maximum(count, low) * each
+        return total
+
+    # The smallest level above which no more is kept than wanted.
+    level = _bisect(
+        lambda x: cost([above(x, s) for s in scores]) <= wanted, jnp.int32(-1), jnp.int32(_TOP)
+    )
+    # Of those at the level, as many as still fit, layer by layer; then the least of each layer.
+    there = [above(level, s) for s in scores]
+    left = wanted - cost(there)
+    out = []
+    for s, count, each, low in zip(scores, there, costs, least, strict=True):
+        equal = jnp.sum((s == level) & (s >= 0), dtype=jnp.int32)
+        base = jnp.maximum(count, low)
+        more = jnp.clip(left // each, 0, jnp.maximum(count + equal - base, 0))
+        left -= more * each
+        out.append(_first(s, base + more))
+    return out
+
+
+def _first(s: jax.Array, number: jax.Array) -> jax.Array:
+    """The `number` largest entries that are not below zero; the first among equals."""
+    level = _bisect(
+        lambda x: jnp.sum(s > x, dtype=jnp.int32) <= number, jnp.int32(-1), jnp.int32(_TOP)
+    )
+    over = s > level
+    rest = number - jnp.sum(over, dtype=jnp.int32)
+    equal = (s == level) & (s >= 0)
+    index = _index(s.shape)
+    last = _bisect(
+        lambda x: jnp.sum(equal & (index <= x), dtype=jnp.int32) >= rest,
+        jnp.int32(-1),
+        jnp.int32(max(s.size - 1, 0)),
+    )
+    return over | (equal & (index <= last) & (rest > 0))
+
+
+def _bisect(holds: Any, low: jax.Array, high: jax.Array) -> jax.Array:
+    """The smallest integer in [low, high] for which something holds; it holds at `high`."""
+
+    def halve(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = carry
+        middle = low + (high - low) // 2
+        true = holds(middle)
+        return jnp.where(true, low, middle + 1), jnp.where(true, middle, high)
+
+    return jax.lax.while_loop(lambda c: c[0] < c[1], halve, (low, high))[1]
+
+
+def _index(shape: tuple[int, ...]) -> jax.Array:
+    """The place of each entry in row-major order."""
+    index = jnp.zeros(shape, jnp.int32)
+    for axis, n in enumerate(shape):
+        step = math.prod(shape[axis + 1 :])
+        index += jax.lax.broadcasted_iota(jnp.int32, shape, axis) * step if n else 0
+    return index
