@@ -32,6 +32,7 @@ import optax
 
 from dessilbi_jax.optimizer.same import Same
 from dessilbi_jax.optimizer.settings import Settings, Settle
+from dessilbi_jax.prox.joint import gathered, placed_like
 from dessilbi_jax.prox.norms import expand, group_norms
 from dessilbi_jax.structure.joint import count_groups, group_sizes
 from dessilbi_jax.structure.leaf import LeafGroups
@@ -300,23 +301,24 @@ def _kept(
     norms = _norms(known.groups, w)
     scores = []
     for layer in known.layers:
-        norm, mask = norms[layer.leaf], allowed[layer.leaf].reshape(norms[layer.leaf].shape)
+        norm, mask = norms[layer.leaf], allowed[layer.leaf]
         if layer.cells is not None:
-            norm, mask = norm.reshape(-1)[layer.cells], mask.reshape(-1)[layer.cells]
+            norm, mask = (gathered(x).reshape(-1)[layer.cells] for x in (norm, mask))
         bits = jax.lax.bitcast_convert_type(norm.astype(jnp.float32), jnp.int32)
         # Not finite: counted as the largest. Bits of what has left: −1, below all others.
         bits = jnp.where(jnp.isfinite(norm), jnp.clip(bits, 0, _TOP), _TOP)
         scores.append(jnp.where(mask, bits, -1))
     stay = _largest(scores, [int(layer.cost) for layer in known.layers], wanted, minimum)
-    out = [jnp.reshape(a, -1) for a in allowed]
+    out = list(allowed)
     for layer, mask in zip(known.layers, stay, strict=True):
         for i, cells in layer.members:
             if cells is None:
-                out[i] = mask.reshape(-1)
-            else:
-                each = jnp.broadcast_to(mask[:, None], cells.shape)
-                out[i] = out[i].at[cells.reshape(-1)].set(each.reshape(-1))
-    return [x.reshape(a.shape) for x, a in zip(out, allowed, strict=True)]
+                out[i] = mask
+                continue
+            each = jnp.broadcast_to(mask[:, None], cells.shape).reshape(-1)
+            flat = gathered(out[i]).reshape(-1).at[cells.reshape(-1)].set(each)
+            out[i] = placed_like(flat.reshape(out[i].shape), allowed[i])
+    return out
 
 
 def _norms(groups: Sequence[LeafGroups], w: Sequence[jax.Array]) -> list[jax.Array]:
@@ -383,7 +385,7 @@ def _first(s: jax.Array, number: jax.Array) -> jax.Array:
     over = s > level
     rest = number - jnp.sum(over, dtype=jnp.int32)
     equal = (s == level) & (s >= 0)
-    index = _index(s.shape)
+    index = _index(s)
     last = _bisect(
         lambda x: jnp.sum(equal & (index <= x), dtype=jnp.int32) >= rest,
         jnp.int32(-1),
@@ -404,10 +406,12 @@ def _bisect(holds: Any, low: jax.Array, high: jax.Array) -> jax.Array:
     return jax.lax.while_loop(lambda c: c[0] < c[1], halve, (low, high))[1]
 
 
-def _index(shape: tuple[int, ...]) -> jax.Array:
-    """The place of each entry in row-major order."""
-    index = jnp.zeros(shape, jnp.int32)
-    for axis, n in enumerate(shape):
-        step = math.prod(shape[axis + 1 :])
-        index += jax.lax.broadcasted_iota(jnp.int32, shape, axis) * step if n else 0
+def _index(s: jax.Array) -> jax.Array:
+    """The place of each entry in row-major order, laid on the devices as they are."""
+    where = jax.typeof(s).sharding  # explicit sharding needs to be told
+    where = where if any(where.spec) else None
+    index = jnp.zeros_like(s)
+    for axis in range(s.ndim):
+        place = jax.lax.broadcasted_iota(jnp.int32, s.shape, axis, out_sharding=where)
+        index += place * math.prod(s.shape[axis + 1 :])
     return index

@@ -36,7 +36,7 @@ def joint_sums(joint: Sequence[Numbers], cells: Sequence[jax.Array]) -> list[jax
         return out
     dtype = jnp.result_type(*(out[i].dtype for i in tied))
     group_of = renumbered([joint[i] for i in tied])
-    flat = jnp.concatenate([_gathered(out[i]).astype(dtype).reshape(-1) for i in tied])
+    flat = jnp.concatenate([gathered(out[i]).astype(dtype).reshape(-1) for i in tied])
     padded = jnp.concatenate([flat, jnp.zeros(1, dtype)])
     members = np.argsort(group_of, kind="stable")
     count = np.bincount(group_of)
@@ -56,8 +56,8 @@ def joint_sums(joint: Sequence[Numbers], cells: Sequence[jax.Array]) -> list[jax
     whole = jnp.concatenate(sums)
     ends = np.cumsum([out[i].size for i in tied])[:-1]
     for i, numbers in zip(tied, np.split(place[group_of], ends), strict=True):
-        own = _gathered(_take(whole, numbers).reshape(out[i].shape).astype(out[i].dtype))
-        out[i] = _placed_like(own, out[i])
+        own = gathered(_take(whole, numbers).reshape(out[i].shape).astype(out[i].dtype))
+        out[i] = placed_like(own, out[i])
     return out
 
 
@@ -65,7 +65,7 @@ def _take(x: jax.Array, index: np.ndarray) -> jax.Array:
     return x.at[index.astype(np.int32)].get(mode="promise_in_bounds")
 
 
-def _gathered(x: jax.Array) -> jax.Array:
+def gathered(x: jax.Array) -> jax.Array:
     """The whole of a few numbers on every device.
 
     Explicit sharding wants that said. The compiler's own sharding would spread what one member
@@ -82,6 +82,7 @@ def _gathered(x: jax.Array) -> jax.Array:
     return x
 
 
-def _placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
+def placed_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """An array laid on the devices as another one of its shape, where that was said explicitly."""
     where = jax.typeof(like).sharding
     return jax.sharding.reshard(x, where) if any(where.spec) else x
