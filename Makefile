@@ -1,6 +1,5 @@
 # Everything a newcomer types: `make demo` and `make test`. Both set up `.venv` first.
-# `make demo` trains, takes a ticket of a quarter of the parameters, retrains it from the weights
-# of the second epoch, cuts it out, and shows it all in runs/demo/report.html.
+# `make demo` trains a network that ends small, cuts it out, and shows it in runs/demo/report.html.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -37,10 +36,6 @@ endif
 
 demo: $(STAMP)
 	$(DESSILBI) train demo --out runs/demo --overwrite
-	$(DESSILBI) ticket runs/demo --params 12500
-	$(DESSILBI) retrain runs/demo/ticket.npz --from 2 --epochs 10
-	$(DESSILBI) slim runs/demo/ticket.npz --params-from runs/demo/retrained
-	$(DESSILBI) report runs/demo
 
 # Everything, with the lines and branches of the package that no test reaches.
 test: $(STAMP)

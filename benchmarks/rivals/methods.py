@@ -14,6 +14,7 @@ from benchmarks.rivals.rival import Rival
 RIVALS: tuple[Rival, ...] = (
     dessilbi.DESSILBI,
     dessilbi.TWICE,
+    dessilbi.SETTLED,
     *magnitude.RIVALS,
     *foresight.RIVALS,
     *dynamic.RIVALS,

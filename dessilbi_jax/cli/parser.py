@@ -70,6 +70,17 @@ def _lam(text: str) -> float | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"expected a number or 'auto', got {text!r}") from None
 
 
+def _settle(text: str) -> tuple[float, float]:
+    """Reads the value of --settle."""
+    begin, _, end = text.partition(":")
+    try:
+        return float(begin), float(end)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected two fractions of the run such as 0.1:0.75, got {text!r}"
+        ) from None
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands."""
     common = _Parser(add_help=False)
@@ -83,6 +94,15 @@ def make_parser() -> argparse.ArgumentParser:
     fields.add_argument(
         "--lam", type=_lam, default=argparse.SUPPRESS, metavar="auto|X", help="λ, or auto"
     )
+    fields.add_argument(
+        "--settle", type=_settle, default=argparse.SUPPRESS, metavar="BEGIN:END",
+        help="moments, as fractions of the run, between which the support of W shrinks to exactly "
+        "the density",
+    )  # fmt: skip
+    fields.add_argument(
+        "--no-settle", dest="settle", action="store_const", const=None, default=argparse.SUPPRESS,
+        help="keep W dense: the path of Γ is what the run ends with",
+    )  # fmt: skip
     fields.add_argument(
         "--lean", action="store_true", default=argparse.SUPPRESS, help="keep no Γ in the state"
     )
@@ -154,7 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of TrainConfig that were given as options."""
     names = [flag.removeprefix("--").replace("-", "_") for flag in _OPTIONS]
-    names += ["lam", "lean", "remat", "sqrt_size"]
+    names += ["lam", "lean", "remat", "sqrt_size", "settle"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 

@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from dessilbi_jax import run_files
+from dessilbi_jax import files, run_files
 from dessilbi_jax.cli.parser import given_options
+from dessilbi_jax.train.config import REMOVABLE
 from dessilbi_jax.train.presets import get_preset, with_options
 
 
@@ -49,7 +50,33 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         return
     print(f"The run in {out} {state}.")
     print(summary(result))
+    if result.get("settled") and config.structure in REMOVABLE and not args.distributed:
+        _cut(out, args, command)
     print(f"  report     {out / run_files.REPORT}")
+
+
+def _cut(run: Path, args: argparse.Namespace, command: str) -> None:
+    """Cuts the channels that a settled run has left empty, where that has not been done."""
+    from dessilbi_jax import report
+    from dessilbi_jax.train.finished.make_slim import make_slim
+    from dessilbi_jax.train.finished.take_ticket import take_ticket
+
+    slim = run / run_files.SLIM
+    if not slim.exists():
+        last = int(files.read_json(run / run_files.RESULT)["steps"])
+        where = {"data_dir": args.data_dir, "overwrite": True, "command": command}
+        _, ticket = take_ticket(run, size={"at": last}, **where)
+        made = make_slim(ticket, out=slim, **where)
+        report.write(run)
+    else:
+        made = files.read_json(slim / run_files.RESULT)
+    dense, small = (made["networks"][name] for name in ("dense", "slim"))
+    print(
+        f"  slim       {small['parameters']:,} of {dense['parameters']:,} parameters "
+        f"({percent(small['parameters'] / dense['parameters'])}), {small['flops']:,} of "
+        f"{dense['flops']:,} FLOPs, in {slim}"
+    )
+    print(f"  load it    dl.load_slim({str(slim)!r})")
 
 
 def _join(args: argparse.Namespace) -> None:
@@ -79,12 +106,19 @@ def summary(result: dict[str, Any]) -> str:
     sizes = [math.prod(layer["shape"]) for layer in result["layers"]]
     asked = result["asked_density"]
     wanted = "λ given" if asked is None else f"{percent(asked)} asked for"
+    accuracy = (
+        f"{percent(result['test_accuracy'])} dense, "
+        f"{percent(result['test_projected_accuracy'])} projected on the selected weights"
+    )
+    settled = result.get("settled", False)
+    if settled:
+        accuracy = (
+            f"{percent(result['test_accuracy'])} of the sparse network that the run ends with"
+        )
     return "\n".join(
         [
-            f"  accuracy   {percent(result['test_accuracy'])} dense, "
-            f"{percent(result['test_projected_accuracy'])} projected on the selected weights "
-            "(test data)",
-            f"  loss       {result['test_loss']:.4f} dense (test data)",
+            f"  accuracy   {accuracy} (test data)",
+            f"  loss       {result['test_loss']:.4f}{'' if settled else ' dense'} (test data)",
             f"  density    {percent(result['density'])} of {sum(sizes):,} structured weights, "
             f"{wanted}",
             f"  training   {result['steps']:,} steps in {result['seconds']:.1f} s",

@@ -1,7 +1,8 @@
 """Settling: inside the run, what may be nonzero shrinks to exactly the budget.
 
-At `cuts` moments from `begin` to `end` the allowed support loses the weights, or groups, of least
-norm, until at the last it holds the budget. Of the k-th of K cuts it keeps
+At `cuts` moments from `begin` to `end` the allowed support loses the weights of least magnitude, or
+the groups whose norm is least beside the mean norm of those that are left of their layer, until at
+the last it holds the budget. Of the k-th of K cuts it keeps
 
     budget + (all − budget)·(1 − k/K)³
 
@@ -34,7 +35,7 @@ from dessilbi_jax.optimizer.same import Same
 from dessilbi_jax.optimizer.settings import Settings, Settle
 from dessilbi_jax.prox.joint import gathered, placed_like
 from dessilbi_jax.prox.norms import expand, group_norms
-from dessilbi_jax.structure.joint import count_groups, group_sizes
+from dessilbi_jax.structure.joint import count_groups
 from dessilbi_jax.structure.leaf import LeafGroups
 from dessilbi_jax.tree import is_inexact
 
@@ -299,12 +300,16 @@ def _kept(
 ) -> list[jax.Array]:
     """What stays of what is allowed: of each leaf, over its grid."""
     norms = _norms(known.groups, w)
-    scores = []
+    laid = []
     for layer in known.layers:
         norm, mask = norms[layer.leaf], allowed[layer.leaf]
         if layer.cells is not None:
             norm, mask = (gathered(x).reshape(-1)[layer.cells] for x in (norm, mask))
-        bits = jax.lax.bitcast_convert_type(norm.astype(jnp.float32), jnp.int32)
+        laid.append((norm.astype(jnp.float32), mask))
+    scores = []
+    for (norm, mask), mean in zip(laid, _means(known, laid), strict=True):
+        norm = norm / mean
+        bits = jax.lax.bitcast_convert_type(norm, jnp.int32)
         # Not finite: counted as the largest. Bits of what has left: −1, below all others.
         bits = jnp.where(jnp.isfinite(norm), jnp.clip(bits, 0, _TOP), _TOP)
         scores.append(jnp.where(mask, bits, -1))
@@ -322,7 +327,7 @@ def _kept(
 
 
 def _norms(groups: Sequence[LeafGroups], w: Sequence[jax.Array]) -> list[jax.Array]:
-    """By leaf the norm of each group of W over the root of its size; of an element, its size."""
+    """By leaf the norm of each group of W; of an element, its magnitude."""
     wide = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in w]
     norms: list[Any] = [None] * len(groups)
     grouped = [i for i, leaf in enumerate(groups) if not leaf.elementwise]
@@ -332,11 +337,30 @@ def _norms(groups: Sequence[LeafGroups], w: Sequence[jax.Array]) -> list[jax.Arr
             [groups[i].joint for i in grouped],
             [wide[i] for i in grouped],
         )
-        sizes = group_sizes(groups)
         for i, norm in zip(grouped, found, strict=True):
             norms[i] = norm
-            norms[i] = norms[i] / jnp.sqrt(jnp.asarray(sizes[i], norms[i].dtype))
     return [jnp.abs(x) if norm is None else norm for x, norm in zip(wide, norms, strict=True)]
+
+
+def _means(known: Frame, laid: Sequence[tuple[jax.Array, jax.Array]]) -> list[Any]:
+    """What norms are measured by, so that layers compete: their means over what is allowed.
+
+    Groups of different layers differ in size and in the spread of their initial weights. Single
+    elements compete by their magnitudes, all with one mean.
+    """
+    single = [known.groups[layer.leaf].elementwise for layer in known.layers]
+    if all(single):
+        return [1.0] * len(laid)
+    totals = [
+        (jnp.sum(jnp.where(mask & jnp.isfinite(norm), norm, 0)), jnp.sum(mask, dtype=jnp.float32))
+        for norm, mask in laid
+    ]
+    together: Any = (0.0, 0.0)
+    for alone, (total, count) in zip(single, totals, strict=True):
+        if alone:
+            together = (together[0] + total, together[1] + count)
+    means = [together if alone else own for alone, own in zip(single, totals, strict=True)]
+    return [jnp.where(total > 0, total / jnp.maximum(count, 1), 1) for total, count in means]
 
 
 _TOP = 0x7F7FFFFF  # bits of the largest finite float32

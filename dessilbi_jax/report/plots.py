@@ -82,7 +82,8 @@ def curves(run: Run) -> Picture | None:
     with style.context():
         figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
         left, right = figure.subplots(1, 2, sharex=True)
-        label = f"dense, {percent(dense)} at the last record"
+        name = "W, which became sparse" if run.settled else "dense"
+        label = f"{name}, {percent(dense)} at the last record"
         _line(left, epoch, metrics["accuracy"], color=style.DENSE, label=label)
         label = f"projected, {percent(projected)}"
         options = {"color": style.PROJECTED, "linestyle": "--"}

@@ -72,6 +72,11 @@ class Run:
         return self.result is not None
 
     @property
+    def settled(self) -> bool:
+        """Whether the run has ended with W itself sparse."""
+        return bool(self.result and self.result.get("settled"))
+
+    @property
     def records(self) -> int:
         """Number of records in metrics.jsonl."""
         return self.metrics["step"].size

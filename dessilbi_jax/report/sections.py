@@ -19,7 +19,14 @@ _NO_PATH = "No path has been saved yet: path.npz is written at the end of each e
 
 def lead(run: Run) -> str:
     """Returns the opening of the page: what came out, in a sentence or two, as HTML."""
-    if run.result:
+    if run.result and run.settled:
+        words = (
+            f"The run ended with a sparse network: {percent(run.density)} of its structured "
+            f"weights are left. It is right on {percent(run.result['test_accuracy'])} of the test "
+            "images."
+        )
+        html = paragraph(words, "lead")
+    elif run.result:
         words = (
             f"The dense network is right on {percent(run.result['test_accuracy'])} of the test "
             f"images. With only the selected {percent(run.density)} of its structured weights, "
@@ -55,6 +62,8 @@ def figures(run: Run) -> Section | None:
         ("projected", "Projected accuracy", percent(projected), aside),
         ("projected", reached, percent(run.density), _asked(run)),
     ]
+    if run.settled:
+        cards[:2] = [("projected", "Accuracy", percent(dense), f"{where}, of the sparse network")]
     kept = _kept(run)
     if kept:
         cards.append(("dense", *kept))

@@ -20,6 +20,8 @@ STRUCTURES = (
     "columns",
     "channels",
 )
+# Structures whose groups are channels or hidden units, so that less of them is less work.
+REMOVABLE = ("channels", "filters", "neurons")
 VARIANTS = ("paper", "toolbox")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine", "half", "step")
@@ -69,6 +71,9 @@ class TrainConfig:
         density: for lam="auto": selected elements over elements of structured leaves, in (0, 1].
             None with a numeric `lam`.
         at: for lam="auto": the fraction of the run at which `density` is reached, in (0, 1].
+        settle: (begin, end), fractions of the run between which the support of W shrinks to exactly
+            `density`; what leaves is zero from then on, and the rest trains on. None: W stays
+            dense, and the path of Γ is all that the run knows.
         structure: what a group is: "filters" (convolutions by output filter, dense kernels by
             weight), "weights", "neurons", "layers", "input_channels", "slices", "rows",
             "columns", or "channels": all that makes a removable channel or hidden unit, across
@@ -125,6 +130,7 @@ class TrainConfig:
     lam: float | Literal["auto"] = "auto"
     density: float | None = 0.05
     at: float = 1.0
+    settle: tuple[float, float] | None = None
     structure: str = "filters"
     sqrt_size: bool = False
     lean: bool = False
@@ -187,6 +193,8 @@ class TrainConfig:
                     f"density={self.density} is what lam='auto' aims at and has no meaning with "
                     f"lam={self.lam}: give one of the two"
                 )
+        if self.settle is not None:
+            _check_settle(self.settle, self.density)
         if self.optimizer == "adam" and self.variant != "toolbox":
             raise ValueError(
                 "variant='paper' is about the momentum of sgd; with optimizer='adam' the "
@@ -229,6 +237,19 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """
     pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(old)]
     return [f"{name}: {a!r}, now {b!r}" for name, a, b in pairs if a != b]
+
+
+def _check_settle(settle: Any, density: float | None) -> None:
+    """Raises unless these are two moments of a run that has a density to end with."""
+    if not isinstance(settle, tuple) or len(settle) != 2:
+        raise TypeError(f"settle must be (begin, end), fractions of the run, got {settle!r}")
+    begin, end = settle
+    _number("the begin of settle", begin, zero=True, below=1.0)
+    _number("the end of settle", end, most=1.0)
+    if begin >= end:
+        raise ValueError(f"settle must begin before it ends, got {begin:g}:{end:g}")
+    if density is None:
+        raise ValueError("settle ends with the density that lam='auto' aims at; there is none")
 
 
 def _number(

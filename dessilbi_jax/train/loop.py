@@ -94,9 +94,9 @@ def fit(
 
     Returns:
         What result.json holds: `test_accuracy`, `test_projected_accuracy`, `test_loss` (the test
-        rows are used here only), `density`, `asked_density`, `parameters`, `steps`, `skipped`,
-        `seconds`, `mesh`, `layers`, and `lam`, every (step, λ) in force. A finished run that is
-        resumed returns its result.
+        rows are used here only), `density`, `asked_density`, `settled`, `parameters`, `steps`,
+        `skipped`, `seconds`, `mesh`, `layers`, and `lam`, every (step, λ) in force. A finished run
+        that is resumed returns its result.
 
     Raises:
         ValueError: `resume` with another configuration, or no good checkpoint is left; too few
@@ -242,6 +242,7 @@ def fit(
             "test_loss": test_loss,
             "density": float(records.path.density()[-1]),
             "asked_density": config.density,
+            "settled": config.settle is not None,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "steps": steps,
             "skipped": int(state.skipped),

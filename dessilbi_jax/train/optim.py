@@ -64,7 +64,8 @@ def make_optimizer(
     """Returns the optimizer of a run of `steps` updates.
 
     sgd is `dessilbi` with the configuration's momentum and variant; adam is AdamW's chain with
-    the coupling after Adam's scaling and before the learning rate.
+    the coupling after Adam's scaling and before the learning rate. With `settle` W ends with
+    exactly the density.
 
     Args:
         config: of the run.
@@ -90,10 +91,18 @@ def make_optimizer(
         "lean": config.lean,
         "penalty": dl.group_lasso(sqrt_size=config.sqrt_size),
     }
+    settle: bool | dl.Settle = False
+    if config.settle is not None:
+        begin, end = config.settle
+        settle = dl.settle(density=config.density, begin=begin, end=end, steps=steps)
     if config.optimizer == "adam":
         decay = optax.identity()
         if config.weight_decay:
             decay = optax.add_decayed_weights(config.weight_decay, mask=_matrices)
+        if settle:
+            # What keeps zeros has to be the last: the coupling is that of the chain below.
+            adam = optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(rate))
+            return optax.chain(*_clipping(config), dl.wrap(adam, rate, settle=settle, **coupling))
         return optax.chain(
             *_clipping(config),
             optax.scale_by_adam(),
@@ -107,6 +116,7 @@ def make_optimizer(
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         variant=config.variant,
+        settle=settle,
         **coupling,
     )
     return optax.chain(*_clipping(config), tx) if config.clip else tx

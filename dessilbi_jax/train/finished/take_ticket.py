@@ -8,11 +8,9 @@ import jax
 
 import dessilbi_jax as dl
 from dessilbi_jax import files, run_files
+from dessilbi_jax.train.config import REMOVABLE
 from dessilbi_jax.train.finished.trained import closed_masks, counting, digest, load_run, rows_of
 from dessilbi_jax.train.step import make_evaluate
-
-# Structures whose groups are channels or hidden units, so that less of them is less work.
-_REMOVABLE = ("channels", "filters", "neurons")
 
 
 def take_ticket(
@@ -86,9 +84,9 @@ def take_ticket(
         if config.density is not None:
             asked = {"density": config.density}
     count = None
-    if config.structure in _REMOVABLE and "params" in asked:
+    if config.structure in REMOVABLE and "params" in asked:
         count = counting(groups, params).params
-    elif config.structure in _REMOVABLE and "flops" in asked:
+    elif config.structure in REMOVABLE and "flops" in asked:
         count = groups.flops
     elif "flops" in asked:
         raise ValueError(
