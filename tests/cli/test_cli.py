@@ -15,7 +15,7 @@ from dessilbi_jax import cli
 from dessilbi_jax.cli import train as commands
 from dessilbi_jax.train import PRESETS
 
-SHORT = ["--epochs", "1", "--density", "0.3", "--batch-size", "32"]
+SHORT = ["--no-settle", "--epochs", "1", "--density", "0.3", "--batch-size", "32"]
 
 
 @pytest.fixture(scope="module")

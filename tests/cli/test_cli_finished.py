@@ -10,7 +10,7 @@ import dessilbi_jax as dl
 from dessilbi_jax import cli
 from dessilbi_jax.train.finished import latency
 
-RUN = ["--nu", "50", "--epochs", "2", "--batch-size", "128"]
+RUN = ["--no-settle", "--density", "0.5", "--nu", "50", "--epochs", "2", "--batch-size", "128"]
 
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
@@ -200,7 +200,10 @@ def test_a_damaged_ticket_or_network_is_one_line(run, tmp_path, capsys):
 def test_a_folder_with_all_that_was_made_is_still_a_run(run, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    words = ["demo", "--epochs", "1", "--batch-size", "32", "--density", "0.5", "--out", copy]
+    words = [
+        "demo", "--no-settle", "--epochs", "1", "--batch-size", "32", "--density", "0.5", "--out",
+        copy,
+    ]  # fmt: skip
     assert cli.main([*map(str, words)]) == 2
     assert "holds another run: continue it with --resume" in capsys.readouterr().err
 

@@ -28,7 +28,7 @@ from dessilbi_jax.train.run_folder.checkpoints import Checkpoints, Snapshot
 from dessilbi_jax.train.step import first_state
 
 # 30 steps, a checkpoint each 3 of them, and kept are the last one and the best.
-WORDS = ["demo", "--epochs", "3", "--density", "0.3", "--batch-size", "128"]
+WORDS = ["demo", "--no-settle", "--epochs", "3", "--density", "0.3", "--batch-size", "128"]
 WORDS += ["--checkpoint-steps", "3", "--keep", "1"]
 BEST, STOPPED = 10, 13  # steps; accuracy is measured at the ends of epochs
 RECORDS_FIT = 15_000  # bytes: path.npz and norms.npz are smaller, Orbax's list of arrays larger
@@ -278,7 +278,7 @@ def test_another_preset_or_option_is_refused_and_nothing_changes(run, capsys):
         (["demo", "--nu", "3"], "another configuration: nu: 100.0, now 3.0"),
         (["train", "lenet300-mnist"], "dataset: 'digits', now 'mnist'"),
     ):
-        assert cli.main([*words, *WORDS[1:7], "--out", str(run), "--resume"]) == 2
+        assert cli.main([*words, *WORDS[1:8], "--out", str(run), "--resume"]) == 2
         assert message in capsys.readouterr().err
     assert contents(run) == before
 
