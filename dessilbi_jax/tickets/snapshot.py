@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dessilbi_jax.optimizer.state import SplitLBIState, has_lam, is_hidden, laid_on
-from dessilbi_jax.prox.norms import group_sum
+from dessilbi_jax.prox.norms import expand, group_sum
 from dessilbi_jax.prox.shrink import Shrink, fraction_of_threshold, select
 from dessilbi_jax.tree import leaf_paths, shape_of, to_host
 
@@ -115,11 +115,16 @@ def _units(state: SplitLBIState) -> tuple[dict[str, jax.Array], dict[str, jax.Ar
     """By leaf path: which units are selected, and ‖V_g‖ over λ."""
     chosen, strength = {}, {}
     flat = [jax.tree.leaves(tree) for tree in state.shrink]
-    for (path, v), *shrink in zip(leaf_paths(state.v), *flat, strict=True):
+    settles = state.settled != ()
+    allowed = jax.tree.leaves(state.settled.allowed) if settles else [None] * len(flat[0])
+    for (path, v), may, *shrink in zip(leaf_paths(state.v), allowed, *flat, strict=True):
         if v.dtype == bool:
             continue
         leaf = Shrink(*shrink)
         chosen[path] = select(v, leaf)
+        if settles:  # W's own support, once the run has settled
+            units = expand(may, chosen[path].shape) | jnp.zeros_like(chosen[path])
+            chosen[path] = jnp.where(state.settled.done, units, chosen[path])
         beyond = leaf.strength
         if leaf.threshold.dtype != bool:
             beyond = fraction_of_threshold(v, v, leaf)

@@ -389,9 +389,15 @@ def test_nothing_is_compiled_anew_and_donation_keeps_the_memory():
 def test_the_path_ends_with_the_network():
     path = dl.SolutionPath()
     count = iter(range(1, STEPS + 1))
-    params, _ = run(sgd(), each=lambda p, s: path.record(next(count), s))
-    assert path.density()[-1] == pytest.approx(round(0.1 * TOTAL) / TOTAL)
-    assert sum(m.sum() for m in left(params).values()) == round(0.1 * TOTAL)
+    tx = sgd(dl.settle(weights=50), lam=auto(density=0.02))  # Γ holds fewer than W
+    params, _ = run(tx, each=lambda p, s: path.record(next(count), s))
+    assert path.density()[-1] == 50 / TOTAL
+    assert sum(m.sum() for m in left(params).values()) == 50
+    last = path.support(STEPS)
+    for name, mask in left(params).items():
+        np.testing.assert_array_equal(last[name], mask)
+    for name, mask in path.ticket(at=STEPS).mask(params)["a"].items():
+        assert name == "bias" or (np.asarray(mask) == left(params)["a/kernel"]).all()
 
 
 # --- what cannot be ------------------------------------------------------------------------------
