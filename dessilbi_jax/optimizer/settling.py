@@ -192,8 +192,10 @@ def _advance(
         whole = [spread_over(mask, leaf) for mask, leaf in zip(new, leaves, strict=True)]
         return new, emptied(states, jax.tree.unflatten(treedef, whole), treedef)
 
-    new, states = jax.lax.cond(wanted < settled.budget, cut, lambda x: x, (allowed, states))
-    budget = jnp.minimum(settled.budget, wanted)
+    # What has settled stays so, also in a network that has been cut since.
+    cuts = (wanted < settled.budget) & ~settled.done
+    new, states = jax.lax.cond(cuts, cut, lambda x: x, (allowed, states))
+    budget = jnp.where(cuts, wanted, settled.budget)
     return Settled(jax.tree.unflatten(treedef, new), budget, settled.done | done), states
 
 
