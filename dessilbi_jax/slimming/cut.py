@@ -15,7 +15,7 @@ from dessilbi_jax.dependency.trace import channel_groups
 from dessilbi_jax.frameworks import Network, as_network, fitted
 from dessilbi_jax.slimming.compare import Differs, difference
 from dessilbi_jax.slimming.constants import NotFolded, fold
-from dessilbi_jax.slimming.optimizer_state import _cut_state, _own, check_opt_state
+from dessilbi_jax.slimming.optimizer_state import _cut_state, check_opt_state
 from dessilbi_jax.tree import is_inexact, leaf_paths
 
 
@@ -199,19 +199,24 @@ class _Cut:
         """The arrays under the ticket's masks."""
         paths = [path for path, _ in leaf_paths(self.network.tree)]
         leaves, treedef = jax.tree.flatten(self.network.tree)
-        return jax.tree.unflatten(
-            treedef,
-            [_zeroed(leaf, self.masks.get(path)) for path, leaf in zip(paths, leaves, strict=True)],
-        )
+        masks = [self.masks.get(path) for path in paths]
+        # All at once: leaf by leaf, each shape would be compiled for itself.
+        there = [i for i, mask in enumerate(masks) if mask is not None and not mask.all()]
+        zeroed = jax.jit(lambda *pairs: [jnp.where(m, x, jnp.zeros_like(x)) for x, m in pairs])
+        for i, new in zip(there, zeroed(*((leaves[i], masks[i]) for i in there)), strict=True):
+            leaves[i] = new
+        return jax.tree.unflatten(treedef, leaves)
 
     def made(self, kept: np.ndarray, tree: Any = None) -> _Made:
         """The network without the other channels."""
         plan = self.groups.plan_of(kept)
-        cut = jax.jit(plan.apply)(self.masked if tree is None else tree)  # once, not by leaf
         scales = self.groups.scaled_by(kept)
-        if scales:
-            cut = _scaled(cut, scales)
-        smaller = self.network.put(jax.tree.map(_own, cut))
+
+        def cut(tree: Any) -> Any:
+            return jax.tree.map(jnp.copy, _scaled(plan.apply(tree), scales))
+
+        # Compiled as a whole, not leaf by leaf; copies, so that donating one leaves the other.
+        smaller = self.network.put(jax.jit(cut)(self.masked if tree is None else tree))
         if self.rebuild is not None and callable(smaller):
             smaller = self.rebuild(smaller)
         notes = _unseen(self.groups, plan, self.network.tree)

@@ -16,11 +16,6 @@ from dessilbi_jax.prox.shrink import Shrink
 from dessilbi_jax.tree import leaf_paths
 
 
-def _own(leaf: Any) -> Any:
-    """A copy, so that donating the smaller network leaves the other one whole."""
-    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
-
-
 def _cut_state(
     opt_state: Any, plan: Plan, before: Any, after: Any, fresh: Callable[[], ChannelGroups] | None
 ) -> Any:
@@ -37,12 +32,27 @@ def _cut_state(
     """
     treedef = jax.tree.structure(opt_state)
     ours = _state_arrays(opt_state)
-    leaves = []
-    for path, leaf in leaf_paths(opt_state):
-        known = _known(path, plan)
-        if known is not None and np.ndim(leaf) and id(leaf) not in ours:
-            leaf = plan.cut(known, leaf)
-        leaves.append(_own(leaf))
+    named = leaf_paths(opt_state)
+    leaves = [leaf for _, leaf in named]
+    known = [
+        _known(path, plan) if np.ndim(leaf) and id(leaf) not in ours else None
+        for path, leaf in named
+    ]
+
+    def made(arrays: Any) -> Any:
+        # Copies, so that donating the smaller network leaves the other one whole.
+        return {
+            i: jnp.copy(x if (path := known[i]) is None else plan.cut(path, x))
+            for i, x in arrays.items()
+        }
+
+    # Compiled as a whole: leaf by leaf, each shape would be compiled for itself.
+    there = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+    for i, array in jax.jit(made)(there).items():
+        leaves[i] = array
+    for i, path in enumerate(known):
+        if path is not None and i not in there:
+            leaves[i] = plan.cut(path, leaves[i])
     cut = _renumbered(jax.tree.unflatten(treedef, leaves))
     if fresh is not None and any(s.ties != () for s in _states(cut)):
         again = channels(fresh())

@@ -15,8 +15,8 @@ from dessilbi_jax.frameworks import as_network
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
-def r(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape) / 2
+def r(seed, *shape):  # NumPy's, so that nothing is compiled to make it
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) / 2, jnp.float32)
 
 
 class Attending(nnx.Module):
