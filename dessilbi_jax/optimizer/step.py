@@ -23,7 +23,7 @@ import optax
 
 from dessilbi_jax.optimizer import auto_lam, settling, write_order
 from dessilbi_jax.optimizer.kernels import choice
-from dessilbi_jax.optimizer.settings import Settings
+from dessilbi_jax.optimizer.settings import CLOSED, Settings
 from dessilbi_jax.optimizer.state import (
     SplitLBIState,
     check_state,
@@ -256,6 +256,12 @@ def advance(
                 auto_lam.Plan.of(settings.auto),
             ),
         )
+        if settings.settling is not None:
+            # What is left is about as much as is asked for: an estimate would open all of it.
+            kept = state.settled.done & (state.lam < CLOSED)
+            lam, found = jax.tree.map(
+                lambda old, new: jnp.where(kept, old, new), (state.lam, state.auto), (lam, found)
+            )
         lams = [lam * relative for relative in found.scale]
     squares = [made[i].square if i in made else None for i in places]
     each = _shrinks(settings, groups, [v[i] for i in places], lams, squares)

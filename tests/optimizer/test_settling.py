@@ -286,6 +286,14 @@ def test_every_layer_keeps_its_minimum():
     assert left(params)["b/kernel"].sum() >= 3
 
 
+def test_lam_is_not_estimated_from_what_has_settled():
+    lams = []
+    tx = sgd(dl.settle(end=0.4), lam=auto(density=0.1))
+    run(tx, each=lambda p, s: lams.append(float(dl.get_state(s).lam)))
+    assert len(set(lams[15:])) == 1  # `end` is at 16, estimates would go on to 32
+    assert 1e-6 < lams[-1] < 1e6
+
+
 # --- wherever it runs ----------------------------------------------------------------------------
 
 
