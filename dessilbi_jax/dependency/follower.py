@@ -4,9 +4,7 @@ One rule a primitive says what becomes of the axes of its operands. A primitive 
 noted with its source line, and whatever it touches can no longer be removed: nothing is guessed.
 """
 
-import functools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from jax.extend.core import Literal
 from dessilbi_jax.dependency.axes import WILD, Axes, Axis, Labels, Question, is_open
 from dessilbi_jax.dependency.means import VIEWS, Factor, Means, is_positive
 from dessilbi_jax.dependency.reasons import DATA, Reason, Why
+from dessilbi_jax.dependency.source import user_line
 from dessilbi_jax.dependency.tape import Tape
 
 
@@ -64,7 +63,6 @@ Rule = Callable[["Follower", Any, list[Value]], list[Value]]
 RULES: dict[str, Rule] = {}
 _SPREADING = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze"})
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "branches", "body_jaxpr")
-_LIBRARIES = ("jax", "flax", "equinox", "haiku", "jaxtyping")
 _LARGE = 1 << 20  # constants of more numbers are not looked at
 _ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
     bessel_i1e cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh
@@ -141,7 +139,7 @@ class Follower(Axes):
     def where(self, eqn: Any) -> str:
         """Where in the user's source an equation comes from: `net.py:12 (block)`."""
         for each in (eqn, *reversed(self.callers)):
-            found = _user_line(each.source_info.traceback)
+            found = user_line(each.source_info.traceback)
             if found:
                 return found
         return "an unknown line"
@@ -327,23 +325,6 @@ def summed_over(eqn: Any) -> set[tuple[int, int]]:
         dims = eqn.params["dimension_numbers"]
         return {(0, dims.lhs_spec[1]), (1, dims.rhs_spec[1])}
     return set()
-
-
-@functools.cache
-def _is_library(path: str) -> bool:
-    parts = path.replace(os.sep, "/").split("/")
-    return path.startswith("<frozen") or any(
-        f"/site-packages/{name}/" in f"/{'/'.join(parts)}" for name in _LIBRARIES
-    )
-
-
-def _user_line(traceback: Any) -> str:
-    """The innermost line outside JAX and the libraries on it; empty where there is none."""
-    for frame in traceback.frames if traceback is not None else ():
-        if not _is_library(frame.file_name):
-            function = getattr(frame, "function_name", "").rpartition(".<locals>.")[2]
-            return f"{os.path.basename(frame.file_name)}:{frame.line_num} ({function})"
-    return ""
 
 
 def _evaluated(eqn: Any, numbers: Sequence[Any]) -> Any:

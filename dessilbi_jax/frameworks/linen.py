@@ -1,6 +1,7 @@
 """Linen modules at the widths of the variables that they are given."""
 
 import contextlib
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
@@ -44,16 +45,22 @@ def fitted(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
         (5, 3)
     """
     linen = sys.modules.get("flax.linen")
-    if linen is None or getattr(fn, "fitted_to", None) == plan:
+    if linen is None or (isinstance(fn, _Fitted) and fn.plan == plan):
         return fn
+    return _Fitted(fn, plan)
 
-    @functools.wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with linen.intercept_methods(functools.partial(_intercepted, plan)):
-            return fn(*args, **kwargs)
 
-    run.fitted_to = plan  # type: ignore[attr-defined]
-    return run
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """What `fitted` gives."""
+
+    fn: Callable[..., Any]
+    plan: Plan
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        linen = sys.modules["flax.linen"]
+        with linen.intercept_methods(functools.partial(_intercepted, self.plan)):
+            return self.fn(*args, **kwargs)
 
 
 def _intercepted(

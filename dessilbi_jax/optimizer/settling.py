@@ -22,7 +22,6 @@ References:
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dessilbi_jax.optimizer.largest import TOP, largest
 from dessilbi_jax.optimizer.same import Same
 from dessilbi_jax.optimizer.settings import Settings, Settle
 from dessilbi_jax.prox.joint import gathered, placed_like
@@ -313,9 +313,9 @@ def _kept(
         norm = norm / mean
         bits = jax.lax.bitcast_convert_type(norm, jnp.int32)
         # Not finite: counted as the largest. Bits of what has left: −1, below all others.
-        bits = jnp.where(jnp.isfinite(norm), jnp.clip(bits, 0, _TOP), _TOP)
+        bits = jnp.where(jnp.isfinite(norm), jnp.clip(bits, 0, TOP), TOP)
         scores.append(jnp.where(mask, bits, -1))
-    stay = _largest(scores, [int(layer.cost) for layer in known.layers], wanted, minimum)
+    stay = largest(scores, [int(layer.cost) for layer in known.layers], wanted, minimum)
     out = list(allowed)
     for layer, mask in zip(known.layers, stay, strict=True):
         for i, cells in layer.members:
@@ -363,81 +363,3 @@ def _means(known: Frame, laid: Sequence[tuple[jax.Array, jax.Array]]) -> list[An
             together = (together[0] + total, together[1] + count)
     means = [together if alone else own for alone, own in zip(single, totals, strict=True)]
     return [jnp.where(total > 0, total / jnp.maximum(count, 1), 1) for total, count in means]
-
-
-_TOP = 0x7F7FFFFF  # bits of the largest finite float32
-
-
-def _largest(
-    scores: Sequence[jax.Array], costs: Sequence[int], wanted: jax.Array, minimum: int
-) -> list[jax.Array]:
-    """Which entries stay so that they cost at most `wanted`: the largest, the first among equals.
-
-    Each layer keeps at least `minimum`, which come first. With costs of 1 the number is exact.
-    """
-    least = [min(minimum, s.size) for s in scores]
-
-    def above(level: jax.Array, s: jax.Array) -> jax.Array:
-        return jnp.sum(s > level, dtype=jnp.int32)
-
-    def cost(counts: Sequence[jax.Array]) -> jax.Array:
-        total = jnp.zeros([], jnp.int32)
-        for count, each, low in zip(counts, costs, least, strict=True):
-            total += jnp.maximum(count, low) * each
-        return total
-
-    # The smallest level above which no more is kept than wanted.
-    level = _bisect(
-        lambda x: cost([above(x, s) for s in scores]) <= wanted, jnp.int32(-1), jnp.int32(_TOP)
-    )
-    # Of those at the level, as many as still fit, layer by layer; then the least of each layer.
-    there = [above(level, s) for s in scores]
-    left = wanted - cost(there)
-    out = []
-    for s, count, each, low in zip(scores, there, costs, least, strict=True):
-        equal = jnp.sum((s == level) & (s >= 0), dtype=jnp.int32)
-        base = jnp.maximum(count, low)
-        more = jnp.clip(left // each, 0, jnp.maximum(count + equal - base, 0))
-        left -= more * each
-        out.append(_first(s, base + more))
-    return out
-
-
-def _first(s: jax.Array, number: jax.Array) -> jax.Array:
-    """The `number` largest entries that are not below zero; the first among equals."""
-    level = _bisect(
-        lambda x: jnp.sum(s > x, dtype=jnp.int32) <= number, jnp.int32(-1), jnp.int32(_TOP)
-    )
-    over = s > level
-    rest = number - jnp.sum(over, dtype=jnp.int32)
-    equal = (s == level) & (s >= 0)
-    index = _index(s)
-    last = _bisect(
-        lambda x: jnp.sum(equal & (index <= x), dtype=jnp.int32) >= rest,
-        jnp.int32(-1),
-        jnp.int32(max(s.size - 1, 0)),
-    )
-    return over | (equal & (index <= last) & (rest > 0))
-
-
-def _bisect(holds: Any, low: jax.Array, high: jax.Array) -> jax.Array:
-    """The smallest integer in [low, high] for which something holds; it holds at `high`."""
-
-    def halve(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = carry
-        middle = low + (high - low) // 2
-        true = holds(middle)
-        return jnp.where(true, low, middle + 1), jnp.where(true, middle, high)
-
-    return jax.lax.while_loop(lambda c: c[0] < c[1], halve, (low, high))[1]
-
-
-def _index(s: jax.Array) -> jax.Array:
-    """The place of each entry in row-major order, laid on the devices as they are."""
-    where = jax.typeof(s).sharding  # explicit sharding needs to be told
-    where = where if any(where.spec) else None
-    index = jnp.zeros_like(s)
-    for axis in range(s.ndim):
-        place = jax.lax.broadcasted_iota(jnp.int32, s.shape, axis, out_sharding=where)
-        index += place * math.prod(s.shape[axis + 1 :])
-    return index

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import dessilbi_jax as dl
-from dessilbi_jax.optimizer import settling
+from dessilbi_jax.optimizer.largest import largest
 from dessilbi_jax.tree import leaf_paths
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
@@ -195,7 +195,7 @@ def test_counts_are_exact_with_ties_and_minima(data):
     floor = sum(n * c for n, c in zip(least, costs, strict=True))
     all_of = sum(int((s >= 0).sum()) * c for s, c in zip(scores, costs, strict=True))
     wanted = data.draw(st.integers(floor, max(all_of, floor)))
-    got = settling._largest(list(map(jnp.asarray, scores)), costs, jnp.int32(wanted), minimum)
+    got = largest(list(map(jnp.asarray, scores)), costs, jnp.int32(wanted), minimum)
     got = [np.asarray(mask) for mask in got]
     cost = sum(int(m.sum()) * c for m, c in zip(got, costs, strict=True))
     assert cost <= wanted
