@@ -112,14 +112,7 @@ def measured(model: Any, fn: Any, inputs: tuple[Any, ...], repeats: int, seed: i
     rng = np.random.default_rng(seed)
     for each in groups.sets:
         gone[rng.permutation(each.groups)[: len(each.groups) // 2]] = True
-    masks = {}
-    for leaf in dl.channels(groups).resolve(network.tree):
-        kept = np.ones(leaf.shape, bool)
-        if leaf.counts is not None:
-            kept = ~np.isin(leaf.joint, np.flatnonzero(gone)).reshape(leaf.counts)
-            for axis, n in enumerate(leaf.shape):
-                kept = kept.repeat(n // kept.shape[axis], axis)
-        masks[leaf.path] = kept
+    masks = dl.channels(groups).masks(network.tree, ~gone)
     try:
         small = dl.slim(model, masks, *inputs, fn=fn, groups=groups)
     except (TypeError, ValueError) as error:

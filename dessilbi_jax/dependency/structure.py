@@ -29,6 +29,32 @@ class Channels:
         if self.members not in ("all", "kernels"):
             raise ValueError(f"members must be 'all' or 'kernels', got {self.members!r}")
 
+    def masks(self, params: Any, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """By leaf path, the elements that a choice of channels keeps, as a ticket's masks are.
+
+        Args:
+            params: parameters, or their shapes.
+            kept: by group, whether it stays, as `ChannelGroups.kept` has it.
+
+        Example:
+            >>> import jax.numpy as jnp, numpy as np
+            >>> import dessilbi_jax as dl
+            >>> params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))}
+            >>> groups = dl.channel_groups(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones(2))
+            >>> dl.channels(groups).masks(params, np.array([True, False, True]))["a"].tolist()
+            [[True, False, True], [True, False, True]]
+        """
+        gone = np.flatnonzero(~kept)
+        out = {}
+        for leaf in self.resolve(params):
+            mask = np.ones(leaf.shape, bool)
+            if leaf.counts is not None and leaf.joint is not None:
+                mask = ~np.isin(leaf.joint, gone).reshape(leaf.counts)
+                for axis, n in enumerate(leaf.shape):
+                    mask = mask.repeat(n // mask.shape[axis], axis)
+            out[leaf.path] = mask
+        return out
+
     def resolve(self, params: Any) -> list[LeafGroups]:
         """The groups of every leaf of `params`, in the order of its leaves.
 

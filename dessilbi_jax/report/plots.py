@@ -94,6 +94,10 @@ def curves(run: Run) -> Picture | None:
         if math.isfinite(run.asked_density):
             label = f"asked, {percent(run.asked_density)}"
             right.axhline(run.asked_density, color=style.ASKED, lw=1.2, ls=":", label=label)
+        if run.settling is not None and isinstance(run.settings.get("epochs"), int):
+            for axes in (left, right):
+                begin, end = (x * run.settings["epochs"] for x in run.settling)
+                axes.axvspan(begin, end, color=style.ASKED, alpha=0.12, lw=0)
         right.set(title="Density: share of the structured weights", xlabel="epoch")
         left.set_xlim(0, _end(epoch))
         left.set_ylim(top=min(left.get_ylim()[1], 1.02))

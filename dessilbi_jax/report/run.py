@@ -77,6 +77,15 @@ class Run:
         return bool(self.result and self.result.get("settled"))
 
     @property
+    def settling(self) -> tuple[float, float] | None:
+        """Fractions of the run between which W became sparse; None where it stays dense."""
+        moments = self.settings.get("settle")
+        if not isinstance(moments, list) or len(moments) != 2:
+            return None
+        begin, end = moments
+        return float(begin), float(end)
+
+    @property
     def records(self) -> int:
         """Number of records in metrics.jsonl."""
         return self.metrics["step"].size

@@ -124,12 +124,18 @@ def curves(run: Run) -> Section:
         "weight outside the support of Γ set to zero, not retrained. It can only be good once "
         "enough has been selected, so read both panels together."
     )
+    if run.settling is not None:
+        caption += (
+            " Within the grey band the support of W shrinks to what was asked; what has left is "
+            "zero from then on, so that behind it both curves are one."
+        )
     empty = "Nothing has been recorded yet: metrics.jsonl holds no records."
     body = _figure_or(plots.curves(run), caption, empty)
     loss, skipped = run.last("held_out_loss"), run.last("skipped")
     if math.isfinite(loss):
         body += paragraph(
-            f"The dense network's loss on held-out data is {number(loss)} at the end."
+            f"The {'sparse' if run.settled else 'dense'} network's loss on held-out data is "
+            f"{number(loss)} at the end."
         )
     if skipped > 0:
         words = f"Steps left out because their loss or gradient was not finite: {count(skipped)}."

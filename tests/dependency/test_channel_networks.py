@@ -63,20 +63,6 @@ def random_choice(groups, rng):
     return kept
 
 
-def masks_of(groups, params, kept):
-    """Masks as Γ's support gives them: by leaf, over the cells of the leaf's grid."""
-    masks = {}
-    for leaf in dl.channels(groups).resolve(params):
-        mask = np.ones(leaf.shape, bool)
-        if leaf.counts is not None:
-            cells = kept[np.array(leaf.joint)].reshape(leaf.counts)
-            for axis, (n, count) in enumerate(zip(leaf.shape, leaf.counts, strict=True)):
-                cells = cells.repeat(n // count, axis)
-            mask = cells
-        masks[leaf.path] = mask
-    return masks
-
-
 def flat(tree):
     """All numbers of a tree as one vector."""
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
@@ -140,7 +126,7 @@ def test_cut_network_is_the_masked_one(key):
     case, groups = case_of(*key), traced(*key)
     rng = np.random.default_rng(sum(map(ord, "".join(key))))
     kept = random_choice(groups, rng)
-    masks = masks_of(groups, case.params, kept)
+    masks = dl.channels(groups).masks(case.params, kept)
     assert (groups.kept(masks) == kept).all()
     plan = groups.plan(masks)
     assert bool(plan.keep) == (not kept.all())
@@ -339,7 +325,7 @@ def test_rounded_widths():
     kept = np.random.default_rng(0).random(groups.count) < 0.4
     for each in groups.sets:
         kept[each.groups[0]] = True
-    masks = masks_of(groups, case.params, kept)
+    masks = dl.channels(groups).masks(case.params, kept)
     exact, rounded = groups.plan(masks), groups.plan(masks, round_to=4)
     for each in groups.sets:
         path, axis, *_ = each.members[0]
@@ -354,7 +340,8 @@ def test_flops_are_those_of_the_cut_network():
     """Counted under masks, and counted for the network that was cut: the same number."""
     for kind, name in (("plain", "mobilenet"), ("plain", "transformer"), ("plain", "densenet")):
         case, groups = case_of(kind, name), traced(kind, name)
-        masks = masks_of(groups, case.params, random_choice(groups, np.random.default_rng(2)))
+        kept = random_choice(groups, np.random.default_rng(2))
+        masks = dl.channels(groups).masks(case.params, kept)
         small = groups.plan(masks).apply(case.params)
         again = dl.channel_groups(case.fn, small, *case.inputs)
         assert groups.flops(masks) == again.flops() < groups.flops()

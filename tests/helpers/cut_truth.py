@@ -10,15 +10,7 @@ from dessilbi_jax.tree import leaf_paths
 
 def ticket_masks(groups, params, gone):
     """Masks as a ticket over `dl.channels(groups)` has them, without the groups that are gone."""
-    masks = {}
-    for leaf in dl.channels(groups).resolve(params):
-        kept = np.ones(leaf.shape, bool)
-        if leaf.counts is not None:
-            kept = ~np.isin(leaf.joint, np.flatnonzero(gone)).reshape(leaf.counts)
-            for axis, n in enumerate(leaf.shape):
-                kept = kept.repeat(n // kept.shape[axis], axis)
-        masks[leaf.path] = kept
-    return masks
+    return dl.channels(groups).masks(params, ~gone)
 
 
 def half_of_each(groups, seed=0):

@@ -36,15 +36,7 @@ def masks_of(groups, params, share=0.5, seed=0, members="all"):
     for each in groups.sets:
         out = rng.permutation(each.groups)[: max(int(len(each.groups) * share), 1)]
         gone[out[: len(each.groups) - 1]] = True
-    masks = {}
-    for leaf in dl.channels(groups, members).resolve(params):
-        masks[leaf.path] = np.ones(leaf.shape, bool)
-        if leaf.counts is not None:
-            kept = ~gone[np.array(leaf.joint)].reshape(leaf.counts)
-            for axis, n in enumerate(leaf.shape):
-                kept = kept.repeat(n // kept.shape[axis], axis)
-            masks[leaf.path] = kept
-    return masks, gone
+    return dl.channels(groups, members).masks(params, ~gone), gone
 
 
 def as_tree(masks, params):
