@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cut_truth import projected
 from flax import nnx
 
 import dessilbi_jax as dl
 from dessilbi_jax import models
 from dessilbi_jax.dependency import Reason
+from dessilbi_jax.frameworks import as_network
 from dessilbi_jax.models.densenet import DenseNet
 from dessilbi_jax.models.mobilenet import MobileNetV2
 from dessilbi_jax.models.vgg import VGG
@@ -269,8 +271,14 @@ def test_a_slimmed_network_computes_what_the_masked_one_does(family, remat):
     groups = dl.channel_groups(model, x[:1])
     assert not groups.unknown
     assert groups.count == sum(model.widths)
-    small = dl.slim(model, chosen(groups, 2), x)  # which compares the outputs
+    masks = chosen(groups, 2)
+    small = dl.slim(model, masks, x)
     assert small.difference < 1e-5
+    network = as_network(model)  # W under the masks alone, which is what a user has
+    want = jax.jit(network.fn)(projected(network.tree, masks), x)
+    narrow = as_network(small.model)
+    got = jax.jit(narrow.fn)(narrow.tree, x)
+    np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
     assert small.params[1] < small.params[0]
     make, shape = SHALLOW[family]
     assert shapes(empty(make, shape, 3, widths=small.model.widths)) == shapes(small.model)
