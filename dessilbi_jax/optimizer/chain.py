@@ -85,10 +85,11 @@ def around(
         **extra: Any,
     ) -> tuple[optax.Updates, DessiLBIState]:
         check_type(state, DessiLBIState)
-        keep: Stops = [None] * len(jax.tree.leaves(params))
-        if settings.settling is not None and params is not None:
-            state, updates, keep = _settled(settings, state, updates, params)
         now = step.read(settings, state.split, params)
+        keep: Stops = [None] * len(now.groups)
+        if settings.settling is not None:
+            state, updates, keep = _settled(now, state, updates, params)
+            now = step.read(settings, state.split, params)
         stops = _stops(freeze, now)
         direction, first_state = first.update(updates, state.before, params, **extra)
         u, made = step.couple(now, direction, stops)
@@ -145,14 +146,13 @@ def around(
 
 
 def _settled(
-    settings: Settings, state: DessiLBIState, updates: Any, params: Any
+    now: step.Reading, state: DessiLBIState, updates: Any, params: Any
 ) -> tuple[DessiLBIState, Any, Stops]:
     """The state, the updates and what may be nonzero of each leaf, where the support shrinks."""
-    now = step.read(settings, state.split, params)
     split = state.split
     trees = (state.before, state.behind, state.last, split.v, split.gamma)
     settled, (before, behind, last, v, gamma) = settling.advance(
-        settings, split.settled, now.groups, params, split.count, trees
+        now.settings, split.settled, now.groups, params, split.count, trees
     )
     state = state._replace(
         before=before, behind=behind, last=last,
