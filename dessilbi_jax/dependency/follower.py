@@ -4,66 +4,34 @@ One rule a primitive says what becomes of the axes of its operands. A primitive 
 noted with its source line, and whatever it touches can no longer be removed: nothing is guessed.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import Literal
 
 from dessilbi_jax.dependency.axes import WILD, Axes, Axis, Labels, Question, is_open
-from dessilbi_jax.dependency.means import VIEWS, Factor, Means, is_positive
+from dessilbi_jax.dependency.means import VIEWS, Means, is_positive
 from dessilbi_jax.dependency.reasons import DATA, Reason, Why
 from dessilbi_jax.dependency.source import user_line
 from dessilbi_jax.dependency.tape import Tape
-
-
-class Value(NamedTuple):
-    """What is known of an array.
-
-    Attributes:
-        axes: its axes.
-        data: whether it depends on the network's inputs.
-        node: its number on the tape, None before it has one.
-        number: the number in the program that all its entries are, or None.
-        summed: of a sum over channels, what was asked of it, over which axis, and how many
-            numbers were summed.
-        factor: what it is multiplied by where means over channels have fewer (`means`).
-        of: the leaf that it is a view of, or None.
-        positive: whether no entry is below zero, as far as is known.
-        chosen: whether it is a leaf of which the inputs choose a part, such as a kernel by index.
-    """
-
-    axes: tuple[Axis, ...]
-    data: bool
-    node: int | None = None
-    number: Any = None
-    summed: tuple[Question, Axis, int] | None = None
-    factor: Factor = ()
-    of: str | None = None
-    positive: bool = False
-    chosen: bool = False
-
-    @property
-    def flows(self) -> bool:
-        """Whether it is data, rather than a leaf that works on them."""
-        return self.data and not self.chosen
-
-
-class Cost(NamedTuple):
-    """Floating-point operations of one equation: `factor` times the lengths of some axes."""
-
-    factor: int
-    axes: tuple[Axis, ...]
-
+from dessilbi_jax.dependency.values import (
+    Cost,
+    Value,
+    as_now,
+    constant,
+    evaluated,
+    fixed,
+    literal,
+    shapes,
+    summed_over,
+)
 
 Rule = Callable[["Follower", Any, list[Value]], list[Value]]
 RULES: dict[str, Rule] = {}
 _SPREADING = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze"})
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "branches", "body_jaxpr")
-_LARGE = 1 << 20  # constants of more numbers are not looked at
 _ELEMENTWISE = """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
     bessel_i1e cbrt ceil clamp complex conj convert_element_type copy copy_p cos cosh
     digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
@@ -155,7 +123,7 @@ class Follower(Axes):
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = Value(_constant(const), False)
+            env[var] = Value(constant(const), False)
         env.update(zip(jaxpr.invars, args, strict=True))
 
         def read(var: Any) -> Value:
@@ -187,7 +155,7 @@ class Follower(Axes):
         if name in _SPREADING or name == "sqrt":
             known |= {"number": ins[0].number, "summed": ins[0].summed}
         elif ins and all(v.number is not None for v in ins):
-            known |= {"number": _evaluated(eqn, [v.number for v in ins])}
+            known |= {"number": evaluated(eqn, [v.number for v in ins])}
         if name in VIEWS:
             known |= {"of": ins[0].of, "chosen": ins[0].chosen}
         return [v._replace(**known) if v.node is None else v for v in outs]
@@ -313,47 +281,6 @@ class Follower(Axes):
         return self.part(axes, at, np.arange(start, start + length))
 
 
-def summed_over(eqn: Any) -> set[tuple[int, int]]:
-    """(operand, axis) of what a product or a convolution sums over."""
-    if eqn.primitive.name == "dot_general":
-        (left, right), _ = eqn.params["dimension_numbers"]
-        return {(0, i) for i in left} | {(1, i) for i in right}
-    if eqn.primitive.name.startswith("ragged_dot"):
-        left, right = eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers[0]
-        return {(0, i) for i in left} | {(1, i) for i in right}
-    if eqn.primitive.name == "conv_general_dilated":
-        dims = eqn.params["dimension_numbers"]
-        return {(0, dims.lhs_spec[1]), (1, dims.rhs_spec[1])}
-    return set()
-
-
-def _evaluated(eqn: Any, numbers: Sequence[Any]) -> Any:
-    """The number that comes of numbers; None where it is more than one."""
-    if len(eqn.outvars) != 1 or math.prod(shapes(eqn)[0]) != 1 or eqn.effects:
-        return None
-    try:
-        given = [jnp.asarray(x, var.aval.dtype) for x, var in zip(numbers, eqn.invars, strict=True)]
-        return np.asarray(eqn.primitive.bind(*given, **eqn.params)).item()
-    except Exception:  # whatever has no meaning for single numbers
-        return None
-
-
-def _constant(const: Any) -> tuple[Axis, ...]:
-    """The axes of an array of the program: one along which it is the same may be any length."""
-    shape = np.shape(const)
-    why = Why(Reason.CONSTANT)
-    if math.prod(shape) > _LARGE or not hasattr(const, "dtype"):
-        return fixed(shape, why)
-    try:
-        array = np.asarray(const)
-    except TypeError:  # keys of random numbers
-        return fixed(shape, why)
-    return tuple(
-        WILD if n > 1 and bool((array == array.take([0], axis=i)).all()) else Axis(n, why)
-        for i, n in enumerate(shape)
-    )
-
-
 def _for_nothing(jaxpr: Any) -> set[Any]:
     """The equations that only serve to make arrays without elements, as `jnp.pad` has them."""
     users: dict[int, list[Any]] = {id(var): [None] for var in jaxpr.outvars}
@@ -367,26 +294,6 @@ def _for_nothing(jaxpr: Any) -> set[Any]:
         if eqn.outvars and (empty or (uses and all(user in found for user in uses))):
             found.add(eqn)
     return found
-
-
-def literal(number: Any) -> Value:
-    """A number written in the program."""
-    return Value(fixed(np.shape(number)), False, number=number if np.ndim(number) == 0 else None)
-
-
-def as_now(value: Value) -> Value:
-    """The value with its axes as they are by now."""
-    return value._replace(axes=tuple(axis.now() for axis in value.axes))
-
-
-def shapes(eqn: Any) -> list[tuple[int, ...]]:
-    """The shapes of an equation's results."""
-    return [tuple(getattr(var.aval, "shape", ())) for var in eqn.outvars]
-
-
-def fixed(shape: Sequence[int], why: Why = DATA) -> tuple[Axis, ...]:
-    """Axes that stay, and why."""
-    return tuple(Axis(n, why) for n in shape)
 
 
 def unknown(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:

@@ -3,8 +3,9 @@
 from typing import Any
 
 from dessilbi_jax.dependency.axes import WILD, Axis
-from dessilbi_jax.dependency.follower import Follower, Rule, Value, as_now, primitive, shapes
+from dessilbi_jax.dependency.follower import Follower, Rule, primitive
 from dessilbi_jax.dependency.reasons import DATA, Reason
+from dessilbi_jax.dependency.values import Value, as_now, shapes
 
 RULES: dict[str, Rule] = {}
 

@@ -4,16 +4,9 @@ import math
 from typing import Any
 
 from dessilbi_jax.dependency.axes import WILD, Axis, is_open
-from dessilbi_jax.dependency.follower import (
-    Follower,
-    Rule,
-    Value,
-    fixed,
-    primitive,
-    shapes,
-    unknown,
-)
+from dessilbi_jax.dependency.follower import Follower, Rule, primitive, unknown
 from dessilbi_jax.dependency.reasons import DATA, Reason
+from dessilbi_jax.dependency.values import Value, fixed, shapes
 
 RULES: dict[str, Rule] = {}
 _SCATTERS = """scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub scatter_add

@@ -7,17 +7,9 @@ from typing import Any
 import numpy as np
 
 from dessilbi_jax.dependency.axes import WILD, Axis, is_open
-from dessilbi_jax.dependency.follower import (
-    Follower,
-    Rule,
-    Value,
-    elementwise,
-    fixed,
-    primitive,
-    shapes,
-    unknown,
-)
+from dessilbi_jax.dependency.follower import Follower, Rule, elementwise, primitive, unknown
 from dessilbi_jax.dependency.reasons import DATA, Reason
+from dessilbi_jax.dependency.values import Value, fixed, shapes
 
 RULES: dict[str, Rule] = {}
 _REDUCTIONS = """argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum

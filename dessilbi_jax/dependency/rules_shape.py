@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from dessilbi_jax.dependency.axes import WILD, Axis, Labels, is_open
-from dessilbi_jax.dependency.follower import Follower, Rule, Value, primitive, shapes, unknown
+from dessilbi_jax.dependency.follower import Follower, Rule, primitive, unknown
 from dessilbi_jax.dependency.reasons import DATA, Reason
+from dessilbi_jax.dependency.values import Value, shapes
 
 RULES: dict[str, Rule] = {}
 _LARGEST = 1 << 22  # labels of more positions than this are not followed through a reshape

@@ -17,10 +17,11 @@ from dessilbi_jax.dependency import (
 )
 from dessilbi_jax.dependency.axes import Axis, Question
 from dessilbi_jax.dependency.choices import best, runs_with_fewer
-from dessilbi_jax.dependency.follower import Follower, Value
+from dessilbi_jax.dependency.follower import Follower
 from dessilbi_jax.dependency.groups import ChannelGroups, Place
 from dessilbi_jax.dependency.reasons import DATA, Reason, Why
 from dessilbi_jax.dependency.tape import VARIES
+from dessilbi_jax.dependency.values import Value
 from dessilbi_jax.frameworks import as_network, is_module
 from dessilbi_jax.tree import leaf_paths
 

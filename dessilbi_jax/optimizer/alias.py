@@ -139,7 +139,6 @@ def wrap(
     settings = Settings(
         learning_rate, kappa, nu, lam, structure, lean, penalty, finished=True, settle=settle
     )
-    _check_alone(freeze, settings)
     return around(settings, tx, freeze=freeze)
 
 
@@ -223,7 +222,6 @@ def dessilbi(
     elif nesterov:
         raise ValueError("nesterov=True needs a momentum")
     settings = Settings(learning_rate, kappa, nu, lam, structure, lean, penalty, settle=settle)
-    _check_alone(freeze, settings)
     trace, decay = optax.identity(), optax.identity()
     if momentum is not None:
         trace = optax.trace(momentum, nesterov, accumulator_dtype)
@@ -235,14 +233,6 @@ def dessilbi(
     if variant == "paper":
         return around(settings, optax.identity(), trace, decay, freeze)
     return around(settings, optax.chain(decay, trace), freeze=freeze)
-
-
-def _check_alone(freeze: Freeze, settings: Settings) -> None:
-    if settings.settling is not None and freeze is not False:
-        raise ValueError(
-            "settle and freeze exclude each other: frozen groups do not move, so that they could "
-            "not leave; give one of them"
-        )
 
 
 def _decayed(params: Any, skip: str | None) -> Any:

@@ -62,12 +62,18 @@ def around(
 
     Raises:
         TypeError: for a `freeze` that is neither a bool nor a callable.
+        ValueError: for a `freeze` beside settling.
     """
     # An array is what `optax.inject_hyperparams` makes of a callable.
     if not (callable(freeze) or isinstance(freeze, bool | np.bool_ | jax.Array)):
         raise TypeError(
             f"freeze must be True, False or a callable from the count of updates to one of them, "
             f"got {freeze!r}"
+        )
+    if settings.settling is not None and freeze is not False:
+        raise ValueError(
+            "settle and freeze exclude each other: frozen groups do not move, so that they could "
+            "not leave; give one of them"
         )
     first, middle, end = (
         optax.with_extra_args_support(tx or optax.identity()) for tx in (before, behind, last)

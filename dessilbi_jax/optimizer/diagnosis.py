@@ -10,15 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dessilbi_jax.optimizer import auto_lam
+from dessilbi_jax.optimizer.reading import get_state, laid_on
 from dessilbi_jax.optimizer.settings import NU
-from dessilbi_jax.optimizer.state import (
-    get_state,
-    has_lam,
-    is_hidden,
-    laid_on,
-    shrink_leaves,
-    tie_leaves,
-)
+from dessilbi_jax.optimizer.state import has_lam, is_hidden, shrink_leaves, tie_leaves
 from dessilbi_jax.prox.norms import group_norms, how_many
 from dessilbi_jax.prox.shrink import Shrink, apply_shrink, fraction_of_threshold, select
 

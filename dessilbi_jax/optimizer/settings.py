@@ -55,7 +55,7 @@ class Auto:
         if not isinstance(self.at, jax.Array) and self.due < FEWEST_UPDATES:
             raise ValueError(
                 f"λ can only be found with at least {FEWEST_UPDATES} updates before the density "
-                f"is due, got steps={self.steps} and at={self.at}"
+                f"is due, got steps={self.steps} and at={self.at}: run longer, or give a later at"
             )
 
     def __eq__(self, other: object) -> bool:

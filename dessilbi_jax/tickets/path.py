@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dessilbi_jax.files import load
-from dessilbi_jax.optimizer.state import get_state
+from dessilbi_jax.optimizer.reading import get_state
 from dessilbi_jax.tickets.draw import Asked, draw
 from dessilbi_jax.tickets.records import KIND, Records
 from dessilbi_jax.tickets.snapshot import observe

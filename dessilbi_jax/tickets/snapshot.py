@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dessilbi_jax.optimizer.state import SplitLBIState, has_lam, is_hidden, laid_on
+from dessilbi_jax.optimizer.reading import laid_on
+from dessilbi_jax.optimizer.state import SplitLBIState, has_lam, is_hidden
 from dessilbi_jax.prox.norms import expand, group_sum
 from dessilbi_jax.prox.shrink import Shrink, fraction_of_threshold, select
 from dessilbi_jax.tree import leaf_paths, shape_of, to_host

@@ -10,7 +10,7 @@ import dessilbi_jax as dl
 from dessilbi_jax import cli
 from dessilbi_jax.train.finished import latency
 
-RUN = ["--no-settle", "--density", "0.5", "--nu", "50", "--epochs", "2", "--batch-size", "128"]
+RUN = ["--no-settle", "--density", "0.5", "--nu", "50", "--epochs", "2", "--batch-size", "64"]
 
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")

@@ -27,8 +27,8 @@ from dessilbi_jax.train.run_folder import folder
 from dessilbi_jax.train.run_folder.checkpoints import Checkpoints, Snapshot
 from dessilbi_jax.train.step import first_state
 
-# 30 steps, a checkpoint each 3 of them, and kept are the last one and the best.
-WORDS = ["demo", "--no-settle", "--epochs", "3", "--density", "0.3", "--batch-size", "128"]
+# 40 steps, a checkpoint each 3 of them, and kept are the last one and the best.
+WORDS = ["demo", "--no-settle", "--epochs", "4", "--density", "0.3", "--batch-size", "128"]
 WORDS += ["--checkpoint-steps", "3", "--keep", "1"]
 BEST, STOPPED = 10, 13  # steps; accuracy is measured at the ends of epochs
 RECORDS_FIT = 15_000  # bytes: path.npz and norms.npz are smaller, Orbax's list of arrays larger
@@ -132,11 +132,11 @@ def test_the_harness_sees_what_differs(whole, tmp_path):
     text = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
     (other / "metrics.jsonl").write_text("".join([*text, text[-1]]))
     (other / "norms.npz.part").touch()
-    shutil.copytree(other / "checkpoints" / "30", other / "checkpoints" / "29")
+    shutil.copytree(other / "checkpoints" / "40", other / "checkpoints" / "39")
     assert kill.differences(other, whole) == [
         "norms.npz.part is in one of them only",
         "metrics.jsonl differs",
-        "checkpoints ['29', '30'], expected ['30']",
+        "checkpoints ['39', '40'], expected ['40']",
     ]
 
 
