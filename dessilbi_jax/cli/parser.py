@@ -43,16 +43,24 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "--records-per-epoch": (int, "records of the path in an epoch"),
     "--keep-every": (int, "epochs between the weights kept to rewind to"),
 }
-# Sizes of a ticket: option, type, what it is.
-_SIZES = (
-    ("--density", float, "share of the structured weights to keep"),
-    ("--weights", int, "structured weights to keep"),
-    ("--groups", int, "groups to keep"),
-    ("--params", int, "parameters left, after the cut where channels can be cut out"),
-    ("--flops", float, "operations left for one image, after the cut"),
-    ("--at", int, "the support at this recorded step"),
-)
-SIZES = tuple(flag.removeprefix("--") for flag, *_ in _SIZES)
+# What a run ends with, as a share of the dense network (above 0 and below 1) or a number.
+_BUDGETS = {
+    "--weights": "structured weights that the run ends with, a share or a number",
+    "--channels": "channels, or other groups, that it ends with",
+    "--params": "parameters that it ends with, of the network that is cut out",
+    "--flops": "operations for one image that it ends with (--structure channels)",
+}
+# Sizes of a ticket, alike: option, what it is.
+_SIZES = {
+    "--density": "share of the structured weights to keep",
+    "--weights": "structured weights to keep, a share or a number",
+    "--groups": "groups to keep",
+    "--channels": "the same",
+    "--params": "parameters left, after the cut where channels can be cut out",
+    "--flops": "operations left for one image, after the cut",
+    "--at": "the support at this recorded step",
+}
+SIZES = ("density", "weights", "groups", "params", "flops", "at")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,6 +76,36 @@ def _lam(text: str) -> float | Literal["auto"]:
         return "auto" if text == "auto" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number or 'auto', got {text!r}") from None
+
+
+def size(text: str) -> float:
+    """Reads a budget: a share of the whole, above 0 and below 1, or a whole number.
+
+    Example:
+        >>> size("0.25"), size("20000"), size("2e4")
+        (0.25, 20000, 20000)
+    """
+    try:
+        number = float(text)
+        if 0 < number < 1:
+            return number
+        if number >= 1 and number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(
+        f"expected a share of the whole, above 0 and below 1, or a whole number, got {text!r}"
+    )
+
+
+class _Budget(argparse.Action):
+    """--flops 0.25: what a run ends with."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        name = {"--channels": "groups"}.get(option, option.removeprefix("--"))
+        if getattr(namespace, "budget", None) is not None:
+            parser.error(f"{option} beside {namespace.budget[0]}: a run ends with one budget")
+        namespace.budget = (name, values)
 
 
 def _settle(text: str) -> tuple[float, float]:
@@ -91,6 +129,10 @@ def make_parser() -> argparse.ArgumentParser:
     for flag, (kind, text) in _OPTIONS.items():
         metavar = {int: "N", float: "X", str: "NAME"}[kind]
         fields.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    for flag, text in _BUDGETS.items():
+        fields.add_argument(
+            flag, type=size, action=_Budget, default=argparse.SUPPRESS, metavar="X", help=text
+        )
     fields.add_argument(
         "--lam", type=_lam, default=argparse.SUPPRESS, metavar="auto|X", help="λ, or auto"
     )
@@ -102,6 +144,10 @@ def make_parser() -> argparse.ArgumentParser:
     fields.add_argument(
         "--no-settle", dest="settle", action="store_const", const=None, default=argparse.SUPPRESS,
         help="keep W dense: the path of Γ is what the run ends with",
+    )  # fmt: skip
+    fields.add_argument(
+        "--no-cut", dest="cut", action="store_false", default=argparse.SUPPRESS,
+        help="do not cut channels inside the run: only mask them until its end",
     )  # fmt: skip
     fields.add_argument(
         "--lean", action="store_true", default=argparse.SUPPRESS, help="keep no Γ in the state"
@@ -121,6 +167,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     running.add_argument("--text", metavar="FILE", help="the text to train on")
     running.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json (default: bytes)")
+    running.add_argument(
+        "--init", metavar="FILE",
+        help="weights to start from: a run, one of its weights/, or a state dict of PyTorch",
+    )  # fmt: skip
     running.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/PRESET)")
     running.add_argument(
         "--overwrite", action="store_true", help="delete the run that is in the folder first"
@@ -174,7 +224,7 @@ def make_parser() -> argparse.ArgumentParser:
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of TrainConfig that were given as options."""
     names = [flag.removeprefix("--").replace("-", "_") for flag in _OPTIONS]
-    names += ["lam", "lean", "remat", "sqrt_size", "settle"]
+    names += ["lam", "lean", "remat", "sqrt_size", "settle", "budget", "cut"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
@@ -213,8 +263,12 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
     sizes = ticket.add_argument_group(
         "size, one of them (default: the density that the run aimed at)"
     ).add_mutually_exclusive_group()
-    for flag, kind, text in _SIZES:
-        sizes.add_argument(flag, type=kind, metavar={int: "N", float: "X"}[kind], help=text)
+    for flag, text in _SIZES.items():
+        kind: Any = {"--density": float, "--at": int}.get(flag, size)
+        sizes.add_argument(
+            flag, type=kind, metavar="N" if kind is int else "X", help=text,
+            dest={"--channels": "groups"}.get(flag, flag.removeprefix("--")),
+        )  # fmt: skip
     ticket.add_argument("--per-layer", action="store_true", help="the same share in every layer")
     ticket.add_argument(
         "--rank",

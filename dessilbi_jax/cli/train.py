@@ -39,6 +39,7 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         data_dir=args.data_dir,
         text=args.text,
         tokenizer=args.tokenizer,
+        init=args.init,
         mesh=args.mesh or preset.mesh,
         checkpoint_steps=args.checkpoint_steps,
         keep=args.keep,
@@ -63,7 +64,8 @@ def _cut(run: Path, args: argparse.Namespace, command: str) -> None:
 
     slim = run / run_files.SLIM
     if not slim.exists():
-        last = int(files.read_json(run / run_files.RESULT)["steps"])
+        result = files.read_json(run / run_files.RESULT)
+        last = int((result.get("cut") or {"step": result["steps"]})["step"])
         where = {"data_dir": args.data_dir, "overwrite": True, "command": command}
         _, ticket = take_ticket(run, size={"at": last}, **where)
         made = make_slim(ticket, out=slim, **where)
@@ -90,6 +92,11 @@ def _join(args: argparse.Namespace) -> None:
         raise ValueError("--coordinator, --processes and --process belong to --distributed")
 
 
+_WORDS = {
+    "weights": "weights", "groups": "groups", "params": "parameters", "flops": "FLOPs",
+}  # fmt: skip
+
+
 def summary(result: dict[str, Any]) -> str:
     """Returns the outcome of a run in a few lines, from what result.json holds.
 
@@ -106,6 +113,10 @@ def summary(result: dict[str, Any]) -> str:
     sizes = [math.prod(layer["shape"]) for layer in result["layers"]]
     asked = result["asked_density"]
     wanted = "λ given" if asked is None else f"{percent(asked)} asked for"
+    if result.get("budget"):
+        name, amount = result["budget"]
+        size = f"{percent(amount)} of the" if isinstance(amount, float) else f"{amount:,}"
+        wanted = f"{size} {_WORDS[name]} asked for"
     accuracy = (
         f"{percent(result['test_accuracy'])} dense, "
         f"{percent(result['test_projected_accuracy'])} projected on the selected weights"
@@ -115,12 +126,20 @@ def summary(result: dict[str, Any]) -> str:
         accuracy = (
             f"{percent(result['test_accuracy'])} of the sparse network that the run ends with"
         )
+    cut = []
+    if result.get("cut"):
+        (channels, left), (flops, less) = (result["cut"][name] for name in ("channels", "flops"))
+        cut = [
+            f"  cut        at step {result['cut']['step']:,} to {left:,} of {channels:,} channels; "
+            f"{percent(less / flops)} of the FLOPs a step"
+        ]
     return "\n".join(
         [
             f"  accuracy   {accuracy} (test data)",
             f"  loss       {result['test_loss']:.4f}{'' if settled else ' dense'} (test data)",
             f"  density    {percent(result['density'])} of {sum(sizes):,} structured weights, "
             f"{wanted}",
+            *cut,
             f"  training   {result['steps']:,} steps in {result['seconds']:.1f} s",
         ]
     )

@@ -87,6 +87,40 @@ class Plan:
         leaves = [self.cut(find_leaf(self.shapes, path), leaf) for path, leaf in leaf_paths(tree)]
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
+    def spread(self, tree: Any) -> Any:
+        """The inverse of `apply`: in the shapes before, zero in what was cut.
+
+        Raises:
+            ValueError: a leaf that the plan does not know, or of another shape than it leaves.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import dessilbi_jax as dl
+            >>> plan = dl.Plan({"kernel": (2, 3)}, {"kernel": {1: (0, 2)}})
+            >>> plan.spread({"kernel": jnp.array([[1, 2], [3, 4]])})["kernel"].tolist()
+            [[1, 0, 2], [3, 0, 4]]
+        """
+        leaves = []
+        for given, leaf in leaf_paths(tree):
+            path = find_leaf(self.shapes, given)
+            if tuple(np.shape(leaf)) != self.shape(path):
+                raise ValueError(
+                    f"the plan does not fit {given}: it leaves shape {self.shape(path)}, got "
+                    f"{tuple(np.shape(leaf))}"
+                )
+            axes = self.keep.get(path, {})
+            places = [axes.get(axis, range(n)) for axis, n in enumerate(self.shapes[path])]
+            if not axes:
+                leaves.append(leaf)
+            elif isinstance(leaf, np.ndarray):
+                whole = np.zeros(self.shapes[path], leaf.dtype)
+                whole[np.ix_(*places)] = leaf
+                leaves.append(whole)
+            else:
+                zeros = jnp.zeros(self.shapes[path], leaf.dtype)
+                leaves.append(zeros.at[np.ix_(*places)].set(leaf))
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
     def cut(self, path: str, leaf: Any) -> Any:
         """Cuts one array that belongs to the leaf at `path`.
 

@@ -87,7 +87,7 @@ class Channels:
             # What has to stay in the network beside channels that can go is a group by itself.
             cells = np.where(cells < 0, self._own(traced) + np.arange(len(cells)), cells)
             return LeafGroups(
-                path, shape, counts, "channels", joint=tuple(cells.tolist()), kind="channels"
+                path, shape, counts, "channels", joint=tuple(cells.tolist()), kind=path
             )
         whys = [self.groups.reasons.get((traced, i)) for i in reversed(range(len(shape)))]
         told = (str(why) for why in whys if why is not None and why.reason is not Reason.DATA)

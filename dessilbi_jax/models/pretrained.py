@@ -115,6 +115,23 @@ def torch_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape, _ in _torch_leaves(model).values()}
 
 
+def torch_classes(file: str | os.PathLike[str], model: nnx.Module) -> int:
+    """Number of classes that the head of a state dict tells apart.
+
+    Args:
+        file: as for `load_torch`.
+        model: the network, with whatever number of classes.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError, ImportError: as `load_torch`.
+    """
+    name, shape, _ = _torch_leaves(model)["fc", "kernel"]
+    arrays = _without_prefix(_statedict.read(file))
+    if name not in arrays or arrays[name].ndim != len(shape):
+        raise ValueError(f"{os.fspath(file)} holds no {name}, the head of this network")
+    return int(arrays[name].shape[0])
+
+
 # name and shape in PyTorch, and how its array becomes ours
 Leaf = tuple[str, tuple[int, ...], Callable[[np.ndarray], np.ndarray]]
 

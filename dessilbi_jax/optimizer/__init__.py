@@ -7,10 +7,10 @@ is another way to compute the same step.
 """
 
 from dessilbi_jax.optimizer.alias import add_split_lbi, dessilbi, wrap
+from dessilbi_jax.optimizer.asked import Auto, Settle, auto, settle
 from dessilbi_jax.optimizer.calibration import calibrate, step_size_bound
 from dessilbi_jax.optimizer.diagnosis import Diagnosis, diagnose
 from dessilbi_jax.optimizer.reading import gamma, get_state, support
-from dessilbi_jax.optimizer.settings import Auto, Settle, auto, settle
 from dessilbi_jax.optimizer.settling import Settled
 from dessilbi_jax.optimizer.state import SplitLBIState
 

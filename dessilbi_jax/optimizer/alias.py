@@ -16,15 +16,9 @@ import jax
 import optax
 
 from dessilbi_jax.optimizer import step
+from dessilbi_jax.optimizer.asked import Lam, ScalarOrSchedule, Settle, check_number
 from dessilbi_jax.optimizer.chain import Freeze, around
-from dessilbi_jax.optimizer.settings import (
-    NU,
-    Lam,
-    ScalarOrSchedule,
-    Settings,
-    Settle,
-    check_number,
-)
+from dessilbi_jax.optimizer.settings import NU, Settings
 from dessilbi_jax.prox.penalty import Penalty
 from dessilbi_jax.structure.named import filters
 from dessilbi_jax.structure.rules import StructureLike

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dessilbi_jax.optimizer.asked import Auto
 from dessilbi_jax.optimizer.levels import level, relative_scale
 from dessilbi_jax.optimizer.same import Same
-from dessilbi_jax.optimizer.settings import Auto
 from dessilbi_jax.prox.penalty import Penalty
 from dessilbi_jax.prox.shrink import Shrink, apply_shrink
 from dessilbi_jax.structure.leaf import LeafGroups

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from dessilbi_jax.optimizer import auto_lam, levels
+from dessilbi_jax.optimizer.asked import Auto
 from dessilbi_jax.optimizer.reading import get_state, laid_on
-from dessilbi_jax.optimizer.settings import NU, Auto
+from dessilbi_jax.optimizer.settings import NU
 from dessilbi_jax.optimizer.state import is_hidden, shrink_leaves
 from dessilbi_jax.prox.penalty import Penalty
 from dessilbi_jax.prox.shrink import apply_shrink

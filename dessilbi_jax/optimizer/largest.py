@@ -6,7 +6,7 @@ have to exchange.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,6 +48,35 @@ def largest(
         left -= more * each
         out.append(_first(s, base + more))
     return out
+
+
+def fitting(
+    scores: Sequence[jax.Array], amount: Callable[[Sequence[jax.Array]], jax.Array],
+    most: jax.Array, minimum: int,
+) -> list[jax.Array]:  # fmt: skip
+    """Which entries stay so that what they amount to is at most `most`, as by `largest`.
+
+    Args:
+        scores: of each layer, flat.
+        amount: of what stays in each layer; it grows with each entry.
+        most: the largest amount.
+        minimum: entries that each layer keeps.
+    """
+    must = [_first(s, jnp.int32(min(minimum, s.size))) for s in scores]
+    starts = [sum(s.size for s in scores[:i]) for i in range(len(scores))]
+
+    def stay(level: jax.Array, last: jax.Array) -> list[jax.Array]:
+        return [
+            m | (s > level) | ((s == level) & (s >= 0) & (start + jnp.arange(s.size) <= last))
+            for m, s, start in zip(must, scores, starts, strict=True)
+        ]
+
+    none = jnp.int32(-1)
+    level = _bisect(lambda x: amount(stay(x, none)) <= most, none, jnp.int32(TOP))
+    # The first among equals that is too much: the ones before it stay.
+    total = jnp.int32(sum(s.size for s in scores))
+    last = _bisect(lambda x: (amount(stay(level, x)) > most) | (x == total), none, total)
+    return stay(level, last - 1)
 
 
 def _first(s: jax.Array, number: jax.Array) -> jax.Array:

@@ -83,8 +83,9 @@ def relative_scale(leaves: Sequence[LeafGroups], v: Sequence[jax.Array]) -> list
     """λ of each leaf relative to the others: its rule's λ, evened between kinds of groups.
 
     Leaves of one kind (`LeafGroups.kind`, or all of single elements) share one scale, so that
-    they compete with each other by the size of their V, and so do leaves with joint groups;
-    between kinds, λ follows the mean group norm of V, in units of the first kind's.
+    they compete with each other by the size of their V, and so do leaves that share groups;
+    between kinds, which for channels are the sets that go together, λ follows the mean group norm
+    of V, in units of the first kind's.
     """
     family = families(leaves, ["elements" if leaf.elementwise else leaf.kind for leaf in leaves])
     joint = [leaf.joint for leaf in leaves]

@@ -30,16 +30,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dessilbi_jax.optimizer.largest import TOP, largest
+from dessilbi_jax.optimizer.asked import Settle
+from dessilbi_jax.optimizer.budget import Frame, frame
+from dessilbi_jax.optimizer.largest import TOP, fitting, largest
 from dessilbi_jax.optimizer.same import Same
-from dessilbi_jax.optimizer.settings import Settings, Settle
+from dessilbi_jax.optimizer.settings import Settings
 from dessilbi_jax.prox.joint import gathered, placed_like
 from dessilbi_jax.prox.norms import expand, group_norms
-from dessilbi_jax.structure.joint import count_groups
 from dessilbi_jax.structure.leaf import LeafGroups
 from dessilbi_jax.tree import is_inexact
-
-_MOST = 2**31 - 1
 
 
 class Settled(NamedTuple):
@@ -49,7 +48,8 @@ class Settled(NamedTuple):
         allowed: what may be nonzero: a tree of bool arrays like the parameters, in the shape of
             the groups where a leaf has groups of more than one element, and with all axes of
             length 1 for dense leaves.
-        budget: how many weights, or groups, are allowed at most now, int32.
+        budget: how many weights or groups are allowed at most now, int32, or what parameters or
+            operations in channels, float32.
         done: whether that is the budget asked for.
     """
 
@@ -58,78 +58,21 @@ class Settled(NamedTuple):
     done: jax.Array
 
 
-class Layer(NamedTuple):
-    """Groups that compete with those of other layers: of a leaf, or joint ones of the same leaves.
-
-    Attributes:
-        leaf: number of the (structured) leaf that has their norms.
-        cells: which cells of its grid they are, or None for all.
-        cost: what each takes of the budget: its elements, or 1.
-        members: (leaf, cells) of all that go with them.
-    """
-
-    leaf: int
-    cells: np.ndarray | None
-    cost: Any
-    members: tuple[tuple[int, np.ndarray | None], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """What is fixed when an update is traced.
-
-    Attributes:
-        groups: of the structured leaves.
-        layers: their groups by layer.
-        by_group: whether groups are counted, or weights.
-        target: what is to be left.
-    """
-
-    groups: tuple[LeafGroups, ...]
-    layers: tuple[Layer, ...]
-    by_group: bool
-    target: int
-
-    @functools.cached_property
-    def total(self) -> int:
-        """All weights, or groups, of the structured leaves."""
-        return _total(self.groups, self.by_group)
-
-
-def frame(plan: Settle, groups: Sequence[LeafGroups]) -> Frame:
-    """The layers and the budget of some structured leaves.
-
-    Raises:
-        ValueError: a budget that these leaves cannot have.
-    """
-    amount, by_group, share = plan.budget
-    total = _total(groups, by_group)
-    what = "groups" if by_group else "weights"
-    target = round(amount * total) if share else int(amount)
-    layers = _layers(groups, by_group)
-    least = sum(_least(layer, groups, plan.minimum) for layer in layers)
-    if total > _MOST:
-        raise ValueError(f"settling counts up to {_MOST:,} {what}, these leaves have {total:,}")
-    if not least <= target <= total:
-        raise ValueError(
-            f"the budget of settling is {target:,} of {total:,} {what}; with minimum="
-            f"{plan.minimum} group in each of {len(layers)} layers it has to be from {least:,} to "
-            f"{total:,}"
-        )
-    return Frame(tuple(groups), layers, by_group, target)
-
-
 def init(settings: Settings, groups: Sequence[LeafGroups], params: optax.Params) -> Any:
     """The state before the first update: all is allowed. The empty tuple where nothing settles."""
     if settings.settling is None:
         return ()
     leaves, treedef = jax.tree.flatten(params)
-    some = [leaf for leaf in groups if leaf.counts is not None]
-    budget = frame(settings.settling, some).total if some else 0
+    budget = jnp.zeros([], jnp.int32)
+    if any(leaf.counts is not None for leaf in groups):
+        known = frame(settings.settling, groups, settings.structure)
+        budget = jnp.array(known.total, _dtype(known))
     allowed = [_all(leaf, p) for leaf, p in zip(groups, leaves, strict=True)]
-    return Settled(
-        jax.tree.unflatten(treedef, allowed), jnp.array(budget, jnp.int32), jnp.zeros([], bool)
-    )
+    return Settled(jax.tree.unflatten(treedef, allowed), budget, jnp.zeros([], bool))
+
+
+def _dtype(known: Frame) -> Any:
+    return jnp.int32 if known.amount is None else jnp.float32
 
 
 def advance(
@@ -156,7 +99,7 @@ def advance(
     assert plan is not None
     if all(leaf.counts is None for leaf in groups):
         return settled, states
-    fixed = Same((tuple(groups), dataclasses.replace(plan, steps=None)))
+    fixed = Same((tuple(groups), dataclasses.replace(plan, steps=None), settings.structure))
     out: tuple[Settled, Any] = _advance(fixed, plan.steps, settled, params, count, states)
     return out
 
@@ -165,18 +108,18 @@ def advance(
 # inline, so that inside it is as if it were written there.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _advance(
-    fixed: Same[tuple[tuple[LeafGroups, ...], Settle]],
+    fixed: Same[tuple[tuple[LeafGroups, ...], Settle, Any]],
     steps: Any,
     settled: Settled,
     params: optax.Params,
     count: jax.Array,
     states: Any,
 ) -> tuple[Settled, Any]:
-    groups, plan = fixed.value
+    groups, plan, structure = fixed.value
     leaves: list[Any] = jax.tree.leaves(params)
     treedef: Any = jax.tree.structure(params)
     places = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
-    known = frame(plan, [groups[i] for i in places])
+    known = frame(plan, groups, structure)
     wanted, done = _wanted(plan, known, count + 1, steps)
     allowed = treedef.flatten_up_to(settled.allowed)
 
@@ -240,10 +183,6 @@ def _all(leaf: LeafGroups, p: Any) -> jax.Array:
     return jnp.ones(leaf.counts, bool)
 
 
-def _total(groups: Sequence[LeafGroups], by_group: bool) -> int:
-    return count_groups(groups) if by_group else sum(leaf.size for leaf in groups)
-
-
 def _wanted(
     plan: Settle, known: Frame, count: jax.Array, steps: Any
 ) -> tuple[jax.Array, jax.Array]:
@@ -258,39 +197,8 @@ def _wanted(
     schedule = known.target + np.ceil(
         (known.total - known.target) * (1 - np.arange(plan.cuts + 1) / plan.cuts) ** 3
     )
-    wanted = jnp.asarray(schedule.astype(np.int32))[made]
+    wanted = jnp.asarray(schedule, _dtype(known))[made]
     return wanted, made == plan.cuts
-
-
-def _layers(groups: Sequence[LeafGroups], by_group: bool) -> tuple[Layer, ...]:
-    out = []
-    joint: dict[int, list[tuple[int, int]]] = {}  # by number, (leaf, cell)
-    for i, leaf in enumerate(groups):
-        if leaf.joint is None:
-            out.append(Layer(i, None, 1 if by_group else leaf.group_size, ((i, None),)))
-            continue
-        for cell, number in enumerate(leaf.joint):
-            joint.setdefault(number, []).append((i, cell))
-    alike: dict[tuple[tuple[int, int], ...], list[list[tuple[int, int]]]] = {}
-    for cells in joint.values():
-        # Groups with as many cells in the same leaves are of one layer.
-        key = tuple((i, sum(1 for j, _ in cells if j == i)) for i in dict.fromkeys(
-            i for i, _ in cells))  # fmt: skip
-        alike.setdefault(key, []).append(cells)
-    for key, members in alike.items():
-        home = key[0][0]
-        first = np.array([next(c for i, c in cells if i == home) for cells in members])
-        size = sum(n * groups[i].group_size for i, n in key)
-        inside = tuple(
-            (i, np.array([[c for j, c in cells if j == i] for cells in members])) for i, _ in key
-        )
-        out.append(Layer(home, first, 1 if by_group else size, inside))
-    return tuple(out)
-
-
-def _least(layer: Layer, groups: Sequence[LeafGroups], minimum: int) -> int:
-    there = groups[layer.leaf].groups if layer.cells is None else len(layer.cells)
-    return min(minimum, there) * int(layer.cost)
 
 
 def _kept(
@@ -315,7 +223,11 @@ def _kept(
         # Not finite: counted as the largest. Bits of what has left: −1, below all others.
         bits = jnp.where(jnp.isfinite(norm), jnp.clip(bits, 0, TOP), TOP)
         scores.append(jnp.where(mask, bits, -1))
-    stay = largest(scores, [int(layer.cost) for layer in known.layers], wanted, minimum)
+    if known.amount is None:
+        stay = largest(scores, [int(layer.cost) for layer in known.layers], wanted, minimum)
+    else:
+        # A little is allowed for rounding.
+        stay = fitting(scores, functools.partial(_left, known), wanted * (1 + 1e-6), minimum)
     out = list(allowed)
     for layer, mask in zip(known.layers, stay, strict=True):
         for i, cells in layer.members:
@@ -326,6 +238,16 @@ def _kept(
             flat = gathered(out[i]).reshape(-1).at[cells.reshape(-1)].set(each)
             out[i] = placed_like(flat.reshape(out[i].shape), allowed[i])
     return out
+
+
+def _left(known: Frame, stay: Sequence[jax.Array]) -> jax.Array:
+    """What channels leave, of those that stay by layer."""
+    assert known.amount is not None
+    alive = jnp.ones(known.amount.groups, bool)
+    for layer, mask in zip(known.layers, stay, strict=True):
+        if layer.numbers is not None:  # what has to stay in the network has numbers beyond these
+            alive = alive.at[layer.numbers].set(mask, mode="drop")
+    return known.amount.left(alive)
 
 
 def _norms(groups: Sequence[LeafGroups], w: Sequence[jax.Array]) -> list[jax.Array]:

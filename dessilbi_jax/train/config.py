@@ -27,6 +27,7 @@ OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine", "half", "step")
 DTYPES = ("float32", "bfloat16")
 NONFINITE = ("stop", "skip")
+BUDGETS = ("weights", "groups", "params", "flops")  # what `settle` can end with, besides a density
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,12 @@ class TrainConfig:
             None with a numeric `lam`.
         at: for lam="auto": the fraction of the run at which `density` is reached, in (0, 1].
         settle: (begin, end), fractions of the run between which the support of W shrinks to exactly
-            `density`; what leaves is zero from then on, and the rest trains on. None: W stays
+            the budget; what leaves is zero from then on, and the rest trains on. None: W stays
             dense, and the path of Γ is all that the run knows.
+        budget: (what, how much) `settle` ends with: "weights", "groups", "params" or "flops", as a
+            share of the whole, above 0 and below 1, or as a number. None: `density`.
+        cut: whether a network whose groups are channels is cut where settling ends, inside the
+            run, so that the rest of it costs what the smaller network costs.
         structure: what a group is: "filters" (convolutions by output filter, dense kernels by
             weight), "weights", "neurons", "layers", "input_channels", "slices", "rows",
             "columns", or "channels": all that makes a removable channel or hidden unit, across
@@ -88,6 +93,8 @@ class TrainConfig:
         records_per_epoch: records of the solution path in an epoch, besides the early ones.
         keep_every: epochs between the parameters that are kept to rewind a ticket to; 0 keeps
             only those of the start and of the end.
+        init: 16 hexadecimal digits that stand for the weights the run starts from, as `fit` fills
+            them in for its `init`; None: they are drawn anew.
         seed: of the initial weights, the held-out images, the order of the batches, augmentation.
 
     Raises:
@@ -131,6 +138,8 @@ class TrainConfig:
     density: float | None = 0.05
     at: float = 1.0
     settle: tuple[float, float] | None = None
+    budget: tuple[str, float] | None = None
+    cut: bool = True
     structure: str = "filters"
     sqrt_size: bool = False
     lean: bool = False
@@ -138,6 +147,7 @@ class TrainConfig:
     holdout: float = 0.1
     records_per_epoch: int = 1
     keep_every: int = 1
+    init: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -154,7 +164,7 @@ class TrainConfig:
         for name in ("image_size", "context"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), least=1)
-        for name in ("nesterov", "lean", "augment", "remat", "sqrt_size"):
+        for name in ("nesterov", "lean", "augment", "remat", "sqrt_size", "cut"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         _choice("schedule", self.schedule, SCHEDULES)
@@ -194,7 +204,9 @@ class TrainConfig:
                     f"lam={self.lam}: give one of the two"
                 )
         if self.settle is not None:
-            _check_settle(self.settle, self.density)
+            _check_settle(self.settle, self.density if self.budget is None else 1.0)
+        if self.budget is not None:
+            self._check_budget()
         if self.optimizer == "adam" and self.variant != "toolbox":
             raise ValueError(
                 "variant='paper' is about the momentum of sgd; with optimizer='adam' the "
@@ -202,6 +214,34 @@ class TrainConfig:
             )
         if self.nesterov and (self.optimizer == "adam" or not self.momentum):
             raise ValueError("nesterov=True needs optimizer='sgd' and a momentum above 0")
+
+    def _check_budget(self) -> None:
+        """Checks what the run is to end with."""
+        if not isinstance(self.budget, tuple) or len(self.budget) != 2:
+            raise TypeError(f"budget must be (what, how much), got {self.budget!r}")
+        name, amount = self.budget
+        _choice("the budget", name, BUDGETS)
+        whole = isinstance(amount, int) and not isinstance(amount, bool)
+        if not (amount >= 1 if whole else isinstance(amount, float) and 0 < amount < 1):
+            raise ValueError(
+                f"{name} must be a share of the whole, above 0 and below 1, or a whole number of "
+                f"at least 1, got {amount!r}"
+            )
+        if self.settle is None:
+            raise ValueError(
+                f"{name}={amount} is what a settled run ends with, but settle is None: give the "
+                "moments between which W becomes sparse, such as (0.1, 0.75)"
+            )
+        if name == "flops" and self.structure != "channels":
+            raise ValueError(
+                f"flops={amount} are those of a network whose channels leave, but the structure is "
+                f"{self.structure!r}: take structure='channels', or another budget"
+            )
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the network is cut inside the run."""
+        return self.cut and self.settle is not None and self.structure == "channels"
 
     def to_json(self) -> dict[str, Any]:
         """Returns all fields as JSON values, in the order of the definition."""

@@ -1,6 +1,7 @@
 """A whole run, from the configuration to result.json and report.html."""
 
 import contextlib
+import dataclasses
 import errno
 import io
 import math
@@ -18,13 +19,15 @@ from jax.sharding import Mesh
 import dessilbi_jax as dl
 from dessilbi_jax import files, report, run_files
 from dessilbi_jax.provenance import versions
+from dessilbi_jax.train import cutting, initial
 from dessilbi_jax.train.config import TrainConfig
+from dessilbi_jax.train.cutting import Stage
 from dessilbi_jax.train.data_facts import Where
 from dessilbi_jax.train.devices import processes
 from dessilbi_jax.train.devices.mesh import describe, make_mesh
 from dessilbi_jax.train.feeds import Feed, Rows, evaluation_size, make_feed
 from dessilbi_jax.train.interrupt import Interrupted, Signals
-from dessilbi_jax.train.prepare import prepare
+from dessilbi_jax.train.prepare import Setup, prepare
 from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.run_folder import folder, outcome
 from dessilbi_jax.train.run_folder.checkpoints import (
@@ -37,7 +40,7 @@ from dessilbi_jax.train.run_folder.checkpoints import (
 from dessilbi_jax.train.run_folder.lock import alone
 from dessilbi_jax.train.run_folder.records import Records, record_steps
 from dessilbi_jax.train.run_folder.weights import save_weights
-from dessilbi_jax.train.step import TrainState, make_evaluate, make_step
+from dessilbi_jax.train.step import Evaluate, TrainState, make_evaluate, make_step
 from dessilbi_jax.train.stepper import Stepper
 
 # How often the loop waits for the device, to see whether the loss is still finite; and with
@@ -55,6 +58,7 @@ def fit(
     data_dir: str | Path | None = None,
     text: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    init: str | Path | None = None,
     mesh: str = "auto",
     checkpoint_steps: int | None = None,
     keep: int = KEPT,
@@ -81,6 +85,9 @@ def fit(
         data_dir: where prepared data sets are, as `data.load` has it.
         text: the file that the data set "text" reads.
         tokenizer: a tokenizer file for it; by default its tokens are bytes.
+        init: weights to start from instead of drawing them: the folder of a run (its last ones),
+            one of the files in its weights/, or a state dict of PyTorch, as `models.load_torch`
+            has it. A head for another number of classes is drawn anew.
         mesh: the devices, as `make_mesh` has it: "auto", "one", "data=4,fsdp=2", … A run may be
             resumed on another mesh, though then not bit for bit.
         checkpoint_steps: write a checkpoint each so many steps, besides those at the ends of
@@ -95,13 +102,14 @@ def fit(
     Returns:
         What result.json holds: `test_accuracy`, `test_projected_accuracy`, `test_loss` (the test
         rows are used here only), `density`, `asked_density`, `settled`, `parameters`, `steps`,
-        `skipped`, `seconds`, `mesh`, `layers`, and `lam`, every (step, λ) in force. A finished run
-        that is resumed returns its result.
+        `skipped`, `seconds`, `mesh`, `layers`, `cut` (None, or the step of the cut and what there
+        was before and after it), and `lam`, every (step, λ) in force. A finished run that is
+        resumed returns its result.
 
     Raises:
         ValueError: `resume` with another configuration, or no good checkpoint is left; too few
             rows for a batch; a network or data set of that name is unknown; a mesh that does not
-            fit the devices.
+            fit the devices; `init` of another network.
         FileExistsError: `out` holds another run, or files that are not of a run, or another
             process is writing it.
         FileNotFoundError: `resume=True` and no run in `out`, or the data is not in `data_dir`.
@@ -124,12 +132,15 @@ def fit(
     for name, value in (("checkpoint_steps", checkpoint_steps), ("keep", keep)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    config = dataclasses.replace(config, init=None if init is None else initial.digest(init))
     devices = make_mesh(mesh)
     if folder.check(out, config, resume=resume, overwrite=overwrite) == "finished":
         return _finished(out)
-    run = prepare(config, Where(data_dir, text, tokenizer), devices)
+    run = prepare(config, Where(data_dir, text, tokenizer), devices, init)
+    if run.fresh:
+        progress.note(f"drawn anew, as its size is another one: {', '.join(run.fresh)}")
     per_epoch, steps = run.facts.steps_per_epoch, run.steps
-    evaluate, project = make_evaluate(run.network), jax.jit(_project)
+    project, cut_at, stage = jax.jit(_project), cutting.moment(config, steps), Stage.first(run)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_disk_errors(out))
@@ -142,16 +153,10 @@ def fit(
             folder.check_data(out, run.facts.to_json())
         feed = make_feed(run.training, config, devices)
         stack.callback(feed.close)
-        train_step = make_step(
-            run.network,
-            run.tx,
-            feed.pick,
-            skip=config.nonfinite == "skip",
-        )
         state, records, earlier = run.state, Records(out, config.seed), 0.0
         processes.meet("folder seen")
         if todo == "resume":
-            state, earlier = _restore(out, state, feed, records, devices, progress)
+            stage, state, earlier = _restore(out, run, config, feed, records, devices, progress)
         elif processes.is_first():
             name, facts = preset or out.resolve().name, run.facts.to_json()
             where = describe(devices)
@@ -161,10 +166,16 @@ def fit(
         signals = stack.enter_context(Signals())
         checkpoints = stack.enter_context(Checkpoints(out / run_files.CHECKPOINTS, keep))
 
-        training = Stepper(train_step, feed, state)
+        def begin(stage: Stage, state: TrainState) -> tuple[Stepper, Evaluate]:
+            skip = config.nonfinite == "skip"
+            take = make_step(stage.network, stage.tx, feed.pick, skip=skip)
+            return Stepper(take, feed, state), make_evaluate(stage.network)
+
+        training, evaluate = begin(stage, state)
         if training.step == 0:
             save_weights(out, 0, state.params, state.stats)
         recorded = record_steps(per_epoch, config.epochs, config.records_per_epoch)
+        recorded |= set() if cut_at is None else {cut_at}
         look_every = _LOOK_EVERY if jax.process_count() == 1 else _AGREE_EVERY
         alone_here = jax.process_count() == 1
 
@@ -174,6 +185,10 @@ def fit(
 
         progress.begin(training.step)
         while training.step < steps:
+            if training.step == cut_at and stage.plan is None:
+                stage, state = cutting.cut(run, config, state, devices)
+                training, evaluate = begin(stage, state)
+                progress.note(cutting.said(run, stage.plan))
             state, step = training.advance(), training.step
             epoch_ends = step % per_epoch == 0
             saves = epoch_ends or (checkpoint_steps is not None and step % checkpoint_steps == 0)
@@ -192,8 +207,11 @@ def fit(
                     progress.live(step, steps, loss)
 
             if step in recorded:
-                projected = project(state.params, state.opt_state)
                 accuracy, held_loss = evaluate(state.params, state.stats, run.held)
+                projected_accuracy = accuracy  # of what has been cut
+                if stage.plan is None:
+                    projected = project(state.params, state.opt_state)
+                    projected_accuracy, _ = evaluate(projected, state.stats, run.held)
                 if not math.isfinite(held_loss):
                     raise diverged(step, "held-out loss")
                 skipped = int(state.skipped)
@@ -207,24 +225,25 @@ def fit(
                     lam=outcome.lam_in_force(state),
                     accuracy=accuracy,
                     held_out_loss=held_loss,
-                    projected_accuracy=evaluate(projected, state.stats, run.held)[0],
+                    projected_accuracy=projected_accuracy,
                     skipped=skipped,
                     seconds=earlier + time.monotonic() - began,
                 )
-                record = records.add(record, state.params, state.opt_state)
+                seen = None if stage.plan is not None else (state.params, state.opt_state)
+                record = records.add(record, seen)
                 training.state = state = state.recorded()
                 if epoch_ends:
                     progress.epoch(record.to_json(), config.epochs)
 
             if step == steps or (epoch_ends and _kept(config, step // per_epoch)):
-                save_weights(out, step, state.params, state.stats)
+                save_weights(out, step, stage.whole(state.params), stage.whole(state.stats))
             if saves or stopping:
                 if not bool(_all_finite((state.params, state.stats))):
                     raise diverged(step, "network")
                 records.save()
                 seconds = earlier + time.monotonic() - began
-                snapshot = Snapshot(state, records.content(), seconds, feed.get_state())
-                checkpoints.save(snapshot, accuracy)
+                content, at = records.content(), feed.get_state()
+                checkpoints.save(Snapshot(state, content, seconds, at, stage.plan), accuracy)
             if stopping and step < steps:
                 checkpoints.wait()
                 raise Interrupted(
@@ -235,20 +254,26 @@ def fit(
         # The end: the test rows, once.
         test = Rows(run.source.test_part(), evaluation_size(run.source, config), devices)
         test_accuracy, test_loss = evaluate(state.params, state.stats, test)
-        projected = project(state.params, state.opt_state)
+        projected = state.params
+        if stage.plan is None:
+            projected = project(state.params, state.opt_state)
         result = {
             "test_accuracy": test_accuracy,
             "test_projected_accuracy": evaluate(projected, state.stats, test)[0],
             "test_loss": test_loss,
             "density": float(records.path.density()[-1]),
             "asked_density": config.density,
+            "budget": config.budget,
             "settled": config.settle is not None,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             "steps": steps,
             "skipped": int(state.skipped),
             "seconds": earlier + time.monotonic() - began,
             "mesh": describe(devices),
-            "groups": outcome.selected_groups(state),
+            "groups": outcome.selected_groups(state)
+            if stage.plan is None
+            else outcome.groups_of_path(records.path),
+            "cut": None if stage.plan is None else cutting.facts(run, stage.plan, cut_at),
             "layers": outcome.layers(records.path),
             "lam": outcome.lam_estimates(state),
         }
@@ -273,9 +298,21 @@ def _kept(config: TrainConfig, epoch: int) -> bool:
 
 
 def _restore(
-    out: Path, state: TrainState, feed: Feed, records: Records, devices: Mesh, progress: Progress
-) -> tuple[TrainState, float]:
-    """Returns the state a stopped run goes on from, and the time it had taken by then."""
+    out: Path,
+    run: Setup,
+    config: TrainConfig,
+    feed: Feed,
+    records: Records,
+    devices: Mesh,
+    progress: Progress,
+) -> tuple[Stage, TrainState, float]:
+    """Returns what a stopped run goes on with: network and state, and the time taken by then."""
+    stages = [Stage.first(run)]
+
+    def smaller(plan: dl.Plan) -> TrainState:
+        stages.append(cutting.stage_of(run, config, plan, devices))
+        return stages[-1].state
+
     then, now = files.read_json(out / run_files.CONFIG), versions()
     old = then.get("versions", {})
     if changed := [f"{k} {old.get(k)}, now {v}" for k, v in now.items() if old.get(k, v) != v]:
@@ -286,18 +323,18 @@ def _restore(
     if processes.is_first():
         folder.tidy(out)
     damage = records.damage()
-    snapshot, notes = restore_latest(out / run_files.CHECKPOINTS, state)
+    snapshot, notes = restore_latest(out / run_files.CHECKPOINTS, run.state, smaller)
     for note in notes:
         progress.note(note)
     if snapshot is None:
         progress.note(f"no checkpoint yet in {out}: starting at the beginning")
         records.restore({})
-        return state, 0.0
+        return stages[0], run.state, 0.0
     if damage:
         progress.note(f"{damage}; the one kept with step {int(snapshot.state.step)} is put back")
     records.restore(snapshot.records)
     feed.set_state(snapshot.data)
-    return snapshot.state, snapshot.seconds
+    return stages[-1], snapshot.state, snapshot.seconds
 
 
 @contextlib.contextmanager

@@ -59,18 +59,23 @@ def trace_channels(model: models.Network) -> dl.ChannelGroups:
 
 
 def make_optimizer(
-    config: TrainConfig, steps: int, structure: dl.Structure | dl.Channels
+    config: TrainConfig,
+    steps: int,
+    structure: dl.Structure | dl.Channels,
+    *,
+    settled: bool = False,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a run of `steps` updates.
 
     sgd is `dessilbi` with the configuration's momentum and variant; adam is AdamW's chain with
     the coupling after Adam's scaling and before the learning rate. With `settle` W ends with
-    exactly the density.
+    exactly the budget.
 
     Args:
         config: of the run.
         steps: updates in the whole run.
         structure: from `make_structure`.
+        settled: for a network that has been cut to its budget: all that it has stays.
 
     Example:
         >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1)
@@ -94,7 +99,11 @@ def make_optimizer(
     settle: bool | dl.Settle = False
     if config.settle is not None:
         begin, end = config.settle
-        settle = dl.settle(density=config.density, begin=begin, end=end, steps=steps)
+        name, amount = config.budget or ("density", config.density)
+        if isinstance(amount, float):
+            name = {"weights": "density", "groups": "group_density"}.get(name, name)
+        size: Any = {"density": 1.0} if settled else {name: amount}
+        settle = dl.settle(**size, begin=begin, end=end, steps=steps)
     if config.optimizer == "adam":
         decay = optax.identity()
         if config.weight_decay:

@@ -1,6 +1,7 @@
 """What a run is made of before its first step: data, network, optimizer, state."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,11 +9,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+import dessilbi_jax as dl
 from dessilbi_jax import data
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.data_facts import DataFacts, Where
 from dessilbi_jax.train.devices.mesh import place_params, place_whole
 from dessilbi_jax.train.feeds import Rows, check_batch, evaluation_size
+from dessilbi_jax.train.initial import start_from
 from dessilbi_jax.train.optim import make_optimizer, make_schedule, make_structure
 from dessilbi_jax.train.step import Network, TrainState, first_state, split_network
 
@@ -31,6 +34,8 @@ class Setup:
         tx: the optimizer.
         rate: its learning rate.
         state: before the first step, on the devices.
+        channels: its channels, where these are the groups.
+        fresh: leaves of a head of another size than that of the weights the run starts from.
     """
 
     source: data.Source
@@ -42,15 +47,23 @@ class Setup:
     tx: optax.GradientTransformation
     rate: optax.Schedule
     state: TrainState
+    channels: dl.ChannelGroups | None = None
+    fresh: tuple[str, ...] = ()
 
 
-def prepare(config: TrainConfig, where: Where, mesh: Mesh) -> Setup:
+def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | None = None) -> Setup:
     """Loads the data and makes network, optimizer and first state; writes nothing.
+
+    Args:
+        config: what to train.
+        where: the data is.
+        mesh: the devices.
+        init: weights to start from, as `start_from` has them.
 
     Raises:
         ValueError: a batch that cannot be divided among the devices, or is larger than the data;
-            an unknown network or data set; augmentation of a text.
-        FileNotFoundError: the data is not there.
+            an unknown network or data set; augmentation of a text; weights of another network.
+        FileNotFoundError: the data, or the weights, are not there.
     """
     check_batch(config, mesh)
     source = data.load(
@@ -67,6 +80,9 @@ def prepare(config: TrainConfig, where: Where, mesh: Mesh) -> Setup:
     training, held = facts.split(source)
     steps = config.epochs * facts.steps_per_epoch
     model = facts.build(config)
+    fresh: list[str] = []
+    if init is not None:
+        model, fresh = start_from(init, model, config, facts)
     structure = make_structure(config, model)
     network, params, stats = split_network(model, facts.mean, facts.std)
     tx = make_optimizer(config, steps, structure)
@@ -80,6 +96,8 @@ def prepare(config: TrainConfig, where: Where, mesh: Mesh) -> Setup:
         tx=tx,
         rate=make_schedule(config, steps),
         state=placed_state(params, stats, tx, mesh),
+        channels=structure.groups if isinstance(structure, dl.Channels) else None,
+        fresh=tuple(fresh),
     )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from dessilbi_jax.text import near_miss
 from dessilbi_jax.train.config import TrainConfig
 
+SETTLE = (0.1, 0.75)  # where a budget is given and the preset does not settle
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -55,6 +57,7 @@ _DEMO = Preset(
         at=0.6,
         settle=(0.1, 0.6),
         structure="channels",
+        cut=False,  # another compilation would take longer than what it saves
     ),
 )
 
@@ -298,8 +301,10 @@ def get_preset(name: str) -> Preset:
 def with_options(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     """Returns a configuration with some fields replaced, and those that must follow them.
 
-    A numeric `lam` takes away the density that "auto" would aim at, and settling to it. Adam takes
-    away what is of sgd only (variant, nesterov), and without a learning rate of its own gets 0.001.
+    A numeric `lam` takes away the density that "auto" would aim at, and settling to it. A budget
+    that a run ends with makes it settle; a share of the weights is a density; a density, or no
+    settling, takes away a budget. Adam takes away what is of sgd only (variant, nesterov), and
+    without a learning rate of its own gets 0.001.
 
     Raises:
         ValueError: as `TrainConfig`.
@@ -311,6 +316,17 @@ def with_options(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
         (0.01, None)
     """
     follow: dict[str, Any] = {}
+    name, amount = given.get("budget") or ("", 0)
+    if name == "weights" and isinstance(amount, float):
+        given = {k: v for k, v in given.items() if k != "budget"} | {"density": amount}
+    if given.get("budget") and "density" in given:
+        raise ValueError(
+            f"{name} and density: a run ends with one budget; λ aims at the preset's density"
+        )
+    if given.get("budget") or name:
+        follow |= {"settle": config.settle or SETTLE}
+    if "density" in given or ("settle" in given and given["settle"] is None):
+        follow |= {"budget": None}
     if given.get("lam", "auto") != "auto":
         follow |= {"density": None, "settle": None}
     if given.get("optimizer") == "adam":

@@ -20,6 +20,7 @@ from dessilbi_jax.train.devices.mesh import gathered, shardings
 
 Tree = Any
 Batch = tuple[jax.Array, jax.Array]
+Evaluate = Callable[[Tree, Tree, Iterable[Batch]], tuple[float, float]]
 
 
 class TrainState(NamedTuple):
@@ -240,9 +241,7 @@ def placed_step(
 
 
 @functools.lru_cache(8)  # a finished run is measured again and again
-def make_evaluate(
-    network: Network,
-) -> Callable[[Tree, Tree, Iterable[Batch]], tuple[float, float]]:
+def make_evaluate(network: Network) -> Evaluate:
     """Returns `evaluate(params, stats, batches) -> (accuracy, mean loss)`, exact on all rows.
 
     Labels of -1 are padding and count nothing. Of tokens each is a row.

@@ -1,10 +1,12 @@
 """From a run's solution path to a ticket file."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 import dessilbi_jax as dl
 from dessilbi_jax import files, run_files
@@ -36,8 +38,9 @@ def take_ticket(
     Args:
         run: the folder of a run.
         size: one of `at`, `groups`, `weights`, `density`, `params`, `flops`, as for
-            `SolutionPath.ticket`; by default the density that the run aimed at, or the last
-            record of a run whose λ was given. For the structures channels, filters and neurons
+            `SolutionPath.ticket`, where a number above 0 and below 1 is a share of the dense
+            network; by default the density that the run aimed at, or the last record of a run
+            whose λ was given. For the structures channels, filters and neurons
             `params` and `flops` are what is left after the cut, for one row; for others
             `params` counts kept weights.
         per_layer: the same share in every layer.
@@ -83,6 +86,7 @@ def take_ticket(
         asked = {"at": int(path.steps[-1])}
         if config.density is not None:
             asked = {"density": config.density}
+    asked = _numbers(asked, path, groups, params, config.structure == "channels")
     count = None
     if config.structure in REMOVABLE and "params" in asked:
         count = counting(groups, params).params
@@ -128,3 +132,29 @@ def take_ticket(
     file.parent.mkdir(parents=True, exist_ok=True)
     ticket.save(file)
     return ticket, file
+
+
+def _numbers(
+    asked: dict[str, Any],
+    path: dl.SolutionPath,
+    groups: dl.ChannelGroups,
+    params: Any,
+    joint: bool,
+) -> dict[str, Any]:
+    """The size with shares of the dense network as numbers."""
+    out = dict(asked)
+    for name, value in asked.items():
+        if name in ("density", "at") or not 0 < value < 1:
+            continue
+        if name == "weights":
+            del out[name]
+            out["density"] = value
+            continue
+        every = np.ones(groups.count, bool)
+        whole = {
+            "params": sum(x.size for x in jax.tree.leaves(params)),
+            "flops": groups.flops_of(every),
+            "groups": groups.count if joint else sum(map(math.prod, path.groups.values())),
+        }[name]
+        out[name] = value * whole if name == "flops" else round(value * whole)
+    return out

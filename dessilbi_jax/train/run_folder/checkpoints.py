@@ -14,7 +14,7 @@ folder has to be one that all of them see.
 import contextlib
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+import dessilbi_jax as dl
 from dessilbi_jax import files, run_files
 from dessilbi_jax.train.devices import processes
 from dessilbi_jax.train.run_folder import disk_errors as storage
@@ -47,12 +48,14 @@ class Snapshot(NamedTuple):
         records: by file name, the bytes of the files of the records.
         seconds: time the run had taken.
         data: the position of the data, as the source gives it.
+        plan: what was kept of the network that the run began with, where it has been cut.
     """
 
     state: TrainState
     records: dict[str, bytes]
     seconds: float
     data: bytes = b""
+    plan: dl.Plan | None = None
 
 
 class _Best(policies.PreservationPolicy):
@@ -143,6 +146,7 @@ class Checkpoints:
             "records": sorted(snapshot.records),
             "data": snapshot.data.decode(),
             "accuracy": accuracy,
+            "plan": None if snapshot.plan is None else snapshot.plan.to_json(),
         }
         self._pending = step, snapshot.records, meta
         self._accuracies[step] = _NO_ACCURACY if accuracy is None else accuracy
@@ -191,13 +195,18 @@ class Checkpoints:
 
 
 @storage.quiet()
-def restore_latest(directory: Path, like: TrainState) -> tuple[Snapshot | None, list[str]]:
+def restore_latest(
+    directory: Path,
+    like: TrainState,
+    cut: Callable[[dl.Plan], TrainState] | None = None,
+) -> tuple[Snapshot | None, list[str]]:
     """Reads the newest good checkpoint.
 
     Args:
         directory: where the checkpoints are.
         like: a state of the run's structure, shapes and dtypes, divided among the devices as the
             one read is to be.
+        cut: the same for the network that a plan leaves, where a run cuts its network.
 
     Returns:
         The checkpoint (None where none was ever written) and a line for each damaged one that was
@@ -211,6 +220,10 @@ def restore_latest(directory: Path, like: TrainState) -> tuple[Snapshot | None, 
     if found is None:
         return None, []
     checkpoint = directory / str(found)
+    meta = files.read_json(checkpoint / _META)
+    plan = None if meta.get("plan") is None else dl.Plan.from_json(meta["plan"])
+    if plan is not None and cut is not None:
+        like = cut(plan)
     named, treedef = jax.tree_util.tree_flatten_with_path(like)
     expected = {_name(keys): (tuple(leaf.shape), leaf.dtype) for keys, leaf in named}
     got = _shapes(checkpoint)
@@ -234,9 +247,8 @@ def restore_latest(directory: Path, like: TrainState) -> tuple[Snapshot | None, 
         state = reader.restore(checkpoint.absolute() / _STATE, arguments)
     # Copies: JAX may not donate memory that NumPy owns.
     state = jax.tree.unflatten(treedef, [jnp.copy(x) for x in jax.tree.leaves(state)])
-    meta = files.read_json(checkpoint / _META)
     records = {name: (checkpoint / name).read_bytes() for name in meta["records"]}
-    return Snapshot(state, records, float(meta["seconds"]), meta["data"].encode()), notes
+    return Snapshot(state, records, float(meta["seconds"]), meta["data"].encode(), plan), notes
 
 
 @storage.quiet()
@@ -251,7 +263,8 @@ def load_params(
             of the dense network.
 
     Returns:
-        Two nested dicts of NumPy arrays; the second is empty without batch normalisation.
+        Two nested dicts of NumPy arrays; the second is empty without batch normalisation. Where
+        the run has cut its network they are in the shapes it began with, zero in what was cut.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
@@ -269,7 +282,11 @@ def load_params(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _metadata(reader, place)
         )
         saved = reader.restore(place, ocp.args.PyTreeRestore(restore_args=as_numpy))
-    return saved["params"], saved["stats"]
+    plan = files.read_json(directory / str(step) / _META).get("plan")
+    if plan is None:
+        return saved["params"], saved["stats"]
+    kept = dl.Plan.from_json(plan)
+    return kept.spread(saved["params"]), kept.spread(saved["stats"])
 
 
 def newest(directory: Path) -> Path | None:

@@ -41,6 +41,13 @@ def selected_groups(state: TrainState) -> list[int]:
     return counts
 
 
+def groups_of_path(path: dl.SolutionPath) -> list[int]:
+    """Returns the same of a path's last record: the state of a network that has been cut knows
+    only of the groups that are left.
+    """
+    return list(path.ticket(at=int(path.steps[-1])).card["groups"])
+
+
 def layers(path: dl.SolutionPath) -> list[dict[str, Any]]:
     """Returns what became of each structured leaf by the path's last record."""
     density = {name: float(values[-1]) for name, values in path.layer_density().items()}

@@ -61,18 +61,20 @@ class Records:
         self._gamma: dict[str, list[np.ndarray]] = {}
         self._text = b""
 
-    def add(self, record: Record, params: Any, opt_state: Any) -> Record:
+    def add(self, record: Record, seen: tuple[Any, Any] | None) -> Record:
         """Adds a record and writes its line; returns it with its density.
 
         Args:
             record: the record, without `density`.
-            params: the parameters at that step.
-            opt_state: the optimizer's state at that step.
+            seen: parameters and the optimizer's state at that step; None for a network that has
+                been cut, whose support stays what it was: the path has ended.
         """
-        names = ("epoch", "loss", "accuracy", "projected_accuracy")
-        self.path.record(record.step, opt_state, **{name: record.number(name) for name in names})
+        if seen is not None:
+            names = ("epoch", "loss", "accuracy", "projected_accuracy")
+            metrics = {name: record.number(name) for name in names}
+            self.path.record(record.step, seen[1], **metrics)
         record = dataclasses.replace(record, density=float(self.path.density()[-1]))
-        for name, w, gamma in self._norms(params, opt_state):
+        for name, w, gamma in [] if seen is None else self._norms(*seen):
             self._w.setdefault(name, []).append(w)
             self._gamma.setdefault(name, []).append(gamma)
         text = (json.dumps(record.to_json(), allow_nan=False) + "\n").encode()

@@ -71,6 +71,10 @@ class RunCheckpoints(Mapping[int, dict[str, Any]]):
         found = (run / run_files.WEIGHTS).glob("*.safetensors")
         self._steps = sorted(int(file.stem) for file in found if file.stem.isdecimal())
 
+    def file(self, step: int) -> Path:
+        """The file with the parameters of a step."""
+        return _file(self.run, step)
+
     def load(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns parameters and batch statistics of a step.
 

@@ -13,7 +13,7 @@ from train_runs import CHANNELS, Quiet
 import dessilbi_jax as dl
 from dessilbi_jax import data, train
 from dessilbi_jax.dependency import trace
-from dessilbi_jax.slimming import cut
+from dessilbi_jax.slimming import smaller
 from dessilbi_jax.train.finished import make_slim
 from dessilbi_jax.train.finished.latency import measure
 from dessilbi_jax.train.finished.trained import load_run, load_trained
@@ -243,7 +243,7 @@ def test_a_network_is_traced_planned_and_compared_once(ticket_file, tmp_path, mo
 
     counted(trace, "_traced", "traced")
     counted(dl.ChannelGroups, "rounded", "planned")
-    counted(cut, "difference", "compared")  # on the example inputs
+    counted(smaller, "difference", "compared")  # on the example inputs
     counted(make_slim, "_difference", "compared")  # and on all held-out images
     train.make_slim(ticket_file, out=tmp_path / "slim", batches=[1])
     assert calls == {"traced": 1, "planned": 1, "compared": 1}
