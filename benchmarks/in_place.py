@@ -57,7 +57,7 @@ CONFIGS = {
     ),
     # Seconds: for a look at the way itself.
     "digits": train.TrainConfig(
-        network="lenet300", dataset="digits", epochs=5, batch_size=16, learning_rate=0.1, nu=100.0,
+        network="lenet300", dataset="digits", epochs=5, batch_size=16, learning_rate=0.02, nu=100.0,
         density=0.25, at=0.5, settle=(0.1, 0.5), budget=("flops", FLOPS), structure="channels",
     ),
 }  # fmt: skip

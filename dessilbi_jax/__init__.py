@@ -9,6 +9,7 @@ from dessilbi_jax.dependency import (
     channels,
 )
 from dessilbi_jax.frameworks import fitted
+from dessilbi_jax.growing import Grower, Grown, grow
 from dessilbi_jax.optimizer import (
     Auto,
     Diagnosis,
@@ -63,6 +64,8 @@ __all__ = [
     "Channels",
     "Description",
     "Diagnosis",
+    "Grower",
+    "Grown",
     "Plan",
     "Rules",
     "Settle",
@@ -89,6 +92,7 @@ __all__ = [
     "gamma",
     "get_state",
     "group_lasso",
+    "grow",
     "heads",
     "input_channels",
     "keep_support",

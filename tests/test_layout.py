@@ -15,8 +15,8 @@ PACKAGE = Path(dessilbi_jax.__file__).parent
 # The rooms of the package. Each imports only what stands before it.
 GROUND = ["tree", "files", "run_files", "text", "provenance", "frameworks"]
 ORDER = [
-    *GROUND, "structure", "prox", "dependency", "optimizer", "tickets", "slimming", "__init__",
-    "report", "train", "cli", "__main__",
+    *GROUND, "structure", "prox", "dependency", "optimizer", "tickets", "slimming", "growing",
+    "__init__", "report", "train", "cli", "__main__",
 ]  # fmt: skip
 # Rooms beside the others, and what of ours they may import.
 APART = {"models": set(), "data": set(GROUND)}

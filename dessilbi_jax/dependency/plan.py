@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,8 @@ class Plan:
             places = [axes.get(axis, range(n)) for axis, n in enumerate(self.shapes[path])]
             if not axes:
                 leaves.append(leaf)
-            elif isinstance(leaf, np.ndarray):
-                whole = np.zeros(self.shapes[path], leaf.dtype)
-                whole[np.ix_(*places)] = leaf
-                leaves.append(whole)
             else:
-                zeros = jnp.zeros(self.shapes[path], leaf.dtype)
-                leaves.append(zeros.at[np.ix_(*places)].set(leaf))
+                leaves.append(placed(leaf, self.shapes[path], places))
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
     def cut(self, path: str, leaf: Any) -> Any:
@@ -269,6 +264,19 @@ class Plan:
         except ValueError as error:
             raise ValueError(f"{file} is no JSON file: {error}") from None
         return cls.from_json(value)
+
+
+def placed(leaf: Any, shape: Sequence[int], places: Sequence[Any], fill: Any = 0) -> Any:
+    """A larger array with a smaller one at some positions of each axis, and `fill` elsewhere.
+
+    On the host, but when tracing: of many leaves each would be compiled for itself.
+    """
+    index = np.ix_(*(np.asarray(each) for each in places))
+    if isinstance(leaf, jax.core.Tracer):
+        return jnp.full(shape, fill, leaf.dtype).at[index].set(leaf)
+    whole = np.full(shape, fill, leaf.dtype)
+    whole[index] = np.asarray(leaf)
+    return whole if isinstance(leaf, np.ndarray) else jnp.asarray(whole)
 
 
 def _channels_first(

@@ -31,11 +31,11 @@ def _cut_state(
             removed any more, so that it is dense then. None where it cannot be traced.
     """
     treedef = jax.tree.structure(opt_state)
-    ours = _state_arrays(opt_state)
+    ours = state_arrays(opt_state)
     named = leaf_paths(opt_state)
     leaves = [leaf for _, leaf in named]
     known = [
-        _known(path, plan) if np.ndim(leaf) and id(leaf) not in ours else None
+        known_leaf(path, plan) if np.ndim(leaf) and id(leaf) not in ours else None
         for path, leaf in named
     ]
 
@@ -72,7 +72,7 @@ def _cut_state(
     )
 
 
-def _known(path: str, plan: Plan) -> str | None:
+def known_leaf(path: str, plan: Plan) -> str | None:
     """The leaf of the network that an array of an optimizer's state belongs to."""
     known = [k for k in plan.shapes if path == k or path.endswith(f"/{k}")]
     # Parts of the plan's paths: of Linen's `params/fc/kernel` the state has `fc/kernel`.
@@ -87,9 +87,9 @@ def check_opt_state(opt_state: Any, plan: Plan) -> None:
         ValueError: no array of it belongs to a leaf of the network; or, beside arrays that do, it
             has one of a leaf that the network lacks.
     """
-    ours = _state_arrays(opt_state)
+    ours = state_arrays(opt_state)
     named = [
-        (path, _known(path, plan))
+        (path, known_leaf(path, plan))
         for path, leaf in leaf_paths(opt_state)
         if np.ndim(leaf) and id(leaf) not in ours
     ]
@@ -174,6 +174,6 @@ def _states(opt_state: Any) -> list[SplitLBIState]:
     return [s for s in every if isinstance(s, SplitLBIState)]
 
 
-def _state_arrays(opt_state: Any) -> set[int]:
+def state_arrays(opt_state: Any) -> set[int]:
     """Arrays of the optimizer's own, such as what was found of λ, that belong to no leaf."""
     return {id(x) for s in _states(opt_state) if isinstance(s.auto, Automatic) for x in s.auto}
