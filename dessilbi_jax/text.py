@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 
 def columns(rows: Sequence[Sequence[str]], right: Collection[int], *, rule: bool = False) -> str:
@@ -89,3 +89,15 @@ def until_reader_leaves(run: Callable[[], int]) -> int:
         os.dup2(nowhere, sys.stdout.fileno())  # for what is still in the buffer
         os.close(nowhere)
         return 1
+
+
+def changes(sizes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """A line for each size, with what it was, what it is and the share.
+
+    Example:
+        >>> changes({"numbers": (1000, 250)})
+        ['numbers               1,000 ->             250  (25.0%)']
+    """
+    return [
+        f"{name:10}  {a:>15,} -> {b:>15,}  ({b / max(a, 1):.1%})" for name, (a, b) in sizes.items()
+    ]

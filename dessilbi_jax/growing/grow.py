@@ -18,6 +18,7 @@ from dessilbi_jax.growing.layout import widened
 from dessilbi_jax.growing.state import grown_state
 from dessilbi_jax.slimming.compare import Differs, difference
 from dessilbi_jax.slimming.optimizer_state import check_opt_state
+from dessilbi_jax.text import changes
 from dessilbi_jax.tree import is_inexact, leaf_paths, words
 
 Init = Callable[[str, tuple[int, ...], jax.Array], Any]
@@ -48,10 +49,7 @@ class Grown:
     fn: Callable[..., Any]
 
     def __str__(self) -> str:
-        lines = [
-            f"{name:10}  {a:>15,} -> {b:>15,}  ({b / max(a, 1):.1%})"
-            for name, (a, b) in (("numbers", self.params), ("FLOPs", self.flops))
-        ]
+        lines = changes({"numbers": self.params, "FLOPs": self.flops})
         return "\n".join([*lines, f"outputs     differ by {self.difference:.1e}"])
 
 

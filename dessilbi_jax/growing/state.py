@@ -9,7 +9,7 @@ import numpy as np
 from dessilbi_jax.dependency.plan import Plan, placed
 from dessilbi_jax.dependency.structure import Channels
 from dessilbi_jax.optimizer.state import SplitLBIState, tie_trees
-from dessilbi_jax.slimming.optimizer_state import known_leaf, state_arrays
+from dessilbi_jax.slimming.optimizer_state import in_form_of, known_leaf, state_arrays
 from dessilbi_jax.tree import leaf_paths
 
 
@@ -33,19 +33,7 @@ def grown_state(opt_state: Any, plan: Plan, structure: Channels, before: Any, af
         made,
         is_leaf=lambda x: isinstance(x, SplitLBIState),
     )
-    old: Any = jax.tree.structure(before)
-    new: Any = jax.tree.structure(after)
-    if old == new:
-        return made
-    return jax.tree.map(
-        lambda x: jax.tree.unflatten(new, jax.tree.leaves(x)) if _has_form(x, old) else x,
-        made,
-        is_leaf=lambda x: _has_form(x, old),
-    )
-
-
-def _has_form(x: Any, treedef: Any) -> bool:
-    return bool(jax.tree.structure(x) == treedef)
+    return in_form_of(made, before, after)
 
 
 def _grown(plan: Plan, known: str, path: str, leaf: Any) -> Any:

@@ -12,6 +12,7 @@ from dessilbi_jax.dependency.trace import channel_groups
 from dessilbi_jax.frameworks import as_network
 from dessilbi_jax.slimming.optimizer_state import _cut_state, check_opt_state
 from dessilbi_jax.slimming.smaller import Cut
+from dessilbi_jax.text import changes
 from dessilbi_jax.tree import leaf_paths
 
 
@@ -46,10 +47,7 @@ class Slim:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [
-            f"{name:10}  {a:>15,} -> {b:>15,}  ({b / max(a, 1):.1%})"
-            for name, (a, b) in (("numbers", self.params), ("FLOPs", self.flops))
-        ]
+        lines = changes({"numbers": self.params, "FLOPs": self.flops})
         if self.difference is not None:
             lines.append(f"outputs     differ from the masked network's by {self.difference:.1e}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

@@ -61,13 +61,18 @@ def _cut_state(
             cut,
             is_leaf=lambda x: isinstance(x, SplitLBIState),
         )
+    return in_form_of(cut, before, after)
+
+
+def in_form_of(opt_state: Any, before: Any, after: Any) -> Any:
+    """A state whose trees are those of another network's arrays, where modules keep sizes."""
     old: Any = jax.tree.structure(before)
     new: Any = jax.tree.structure(after)
     if old == new:
-        return cut
+        return opt_state
     return jax.tree.map(
         lambda x: jax.tree.unflatten(new, jax.tree.leaves(x)) if _has_form(x, old) else x,
-        cut,
+        opt_state,
         is_leaf=lambda x: _has_form(x, old),
     )
 
