@@ -19,6 +19,8 @@ Rows are kept in results/in_place.jsonl and not made again.
 
 import argparse
 import dataclasses
+import functools
+import io
 import statistics
 import tempfile
 import time
@@ -127,25 +129,26 @@ def _interleaved(
     return {**sums, "median_ratio": statistics.median(blocks), "state": own.state}
 
 
-def accuracy(name: str, way: str, data_dir: str | None, seed: int, found: Row | None) -> Row:
+def accuracy(name: str, way: str, data_dir: str | None, seed: int, runs: Runs) -> Row:
     """What a way ends with."""
     config = dataclasses.replace(CONFIGS[name], seed=seed)
     if way == "dense":
         config = dataclasses.replace(config, settle=None, budget=None, nu=1e6)
     elif way == "fresh":
-        assert found is not None
+        found = runs.rows[f"{name} in place {seed}"]
         config = dataclasses.replace(
             config, settle=None, budget=None, nu=1e6, widths=tuple(found["widths"]),
             epochs=max(1, round(config.epochs * found["epochs_for_as_much"])),
         )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        quiet = Progress(open("/dev/null", "w"), lines=False)  # noqa: SIM115
+        quiet = Progress(io.StringIO(), lines=False)
         result = train.fit(config, out, data_dir=data_dir, progress=quiet)
         row = {
             "kind": "accuracy", "network": name, "way": way, "seed": seed,
             "epochs": config.epochs, "test_accuracy": result["test_accuracy"],
-            "parameters": result["parameters"], "training_seconds": result["seconds"],
+            "parameters": result["cut"]["params"][1] if result["cut"] else result["parameters"],
+            "training_seconds": result["seconds"],
         }  # fmt: skip
         if way == "in place":
             before, after = result["cut"]["flops"]
@@ -164,13 +167,10 @@ def cells(names: list[str], seeds: int, data_dir: str | None, runs: Runs) -> lis
     """All that there is to make."""
     out = []
     for name in names:
-        out.append(Cell(f"time {name}", lambda n=name: cost(n, data_dir, 0)))  # type: ignore[misc]
+        out.append(Cell(f"time {name}", functools.partial(cost, name, data_dir, 0)))
         for seed in range(seeds):
             for way in ("dense", "in place", "fresh"):
-
-                def make(n: str = name, w: str = way, s: int = seed) -> Row:
-                    return accuracy(n, w, data_dir, s, runs.rows.get(f"{n} in place {s}"))
-
+                make = functools.partial(accuracy, name, way, data_dir, seed, runs)
                 out.append(Cell(f"{name} {way} {seed}", make, group=f"{name} {seed}"))
     return out
 

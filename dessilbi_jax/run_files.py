@@ -93,3 +93,16 @@ class Record:
 
 
 METRIC_NAMES = tuple(field.name for field in dataclasses.fields(Record))
+
+_BUDGETS = {"groups": "channels or groups", "params": "parameters", "flops": "FLOPs"}
+
+
+def budget_in_words(name: str, amount: float) -> str:
+    """Returns what a run is to end with, as `TrainConfig.budget` has it.
+
+    Example:
+        >>> budget_in_words("flops", 0.25), budget_in_words("params", 20000)
+        ('25 % of the FLOPs', '20,000 parameters')
+    """
+    noun = _BUDGETS.get(name, str(name))
+    return f"{100 * amount:.4g} % of the {noun}" if amount < 1 else f"{amount:,} {noun}"

@@ -92,11 +92,6 @@ def _join(args: argparse.Namespace) -> None:
         raise ValueError("--coordinator, --processes and --process belong to --distributed")
 
 
-_WORDS = {
-    "weights": "weights", "groups": "groups", "params": "parameters", "flops": "FLOPs",
-}  # fmt: skip
-
-
 def summary(result: dict[str, Any]) -> str:
     """Returns the outcome of a run in a few lines, from what result.json holds.
 
@@ -114,9 +109,7 @@ def summary(result: dict[str, Any]) -> str:
     asked = result["asked_density"]
     wanted = "λ given" if asked is None else f"{percent(asked)} asked for"
     if result.get("budget"):
-        name, amount = result["budget"]
-        size = f"{percent(amount)} of the" if isinstance(amount, float) else f"{amount:,}"
-        wanted = f"{size} {_WORDS[name]} asked for"
+        wanted = f"{run_files.budget_in_words(*result['budget'])} asked for"
     accuracy = (
         f"{percent(result['test_accuracy'])} dense, "
         f"{percent(result['test_projected_accuracy'])} projected on the selected weights"

@@ -68,8 +68,8 @@ def grow(
     The slices that make new channels are drawn, and those that read them are zero: nothing that
     stands behind them sees them yet, but their readers have a gradient at once, and they themselves
     have one as soon as these have moved. Where a root-mean-square normalisation would mix new
-    channels into the others it is the other way round: they are made by zeros and read by what is
-    drawn, and its scale is multiplied by √(before/after).
+    channels into the others it is the other way round: kernels make them of zeros and what reads
+    them is drawn, and its scale is multiplied by √(before/after).
 
     Args:
         model: a Flax NNX module; an Equinox module or another callable pytree; or a tree of
@@ -113,13 +113,14 @@ def grow(
     network = as_network(model, fn)
     groups = channel_groups(network.fn, network.tree, *example_inputs)
     plan = widened(groups, sizes)
+    every = np.ones(groups.count, bool)
     if opt_state is not None:
-        check_opt_state(opt_state, groups.plan_of(np.ones(groups.count, bool)))
+        check_opt_state(opt_state, groups.plan_of(every))
     tree = _larger(network, groups, plan, key, init)
     wider = network.put(tree)
     if rebuild is not None and callable(wider):
         wider = rebuild(wider)
-    function = fitted(fn or _call, plan_before(groups))
+    function = fitted(fn or _call, groups.plan_of(every))
     if rebuild is not None and not callable(wider):
         function = rebuild(wider)
     taken = as_network(wider, function)
@@ -140,7 +141,7 @@ def grow(
             f"the wider network's outputs differ from the first one's: {error}; what it does with "
             "new channels is more than reading them"
         ) from None
-    every, now = np.ones(groups.count, bool), np.ones(after.count, bool)
+    now = np.ones(after.count, bool)
     state = opt_state
     if opt_state is not None:
         state = grown_state(opt_state, plan, channels(after), network.tree, taken.tree)
@@ -150,11 +151,6 @@ def grow(
         (groups.flops_of(every), after.flops_of(now)),
         apart, function,
     )  # fmt: skip
-
-
-def plan_before(groups: ChannelGroups) -> Plan:
-    """The plan that removes nothing, which tells the shapes that leaves had."""
-    return Plan(dict(groups.shapes), {})
 
 
 def _call(model: Any, *inputs: Any) -> Any:
@@ -172,6 +168,8 @@ def _larger(
             continue
         new = np.zeros(plan.shapes[path], bool)  # what is drawn
         zero = np.zeros(plan.shapes[path], bool)
+        # A scale or a bias by itself makes nothing of zeros, and as zero could not be learnt.
+        kernel = len(plan.shapes[path]) > 1
         for axis, kept in plan.keep[path].items():
             numbers = groups.numbers[path, axis]
             fresh = np.ones(plan.shapes[path][axis], bool)
@@ -181,7 +179,7 @@ def _larger(
             index = np.cumsum(~fresh) - 1
             of_mixed = np.array([int(numbers[index[max(b, 0)]]) in mixed for b in before])
             reads = (path, axis) in groups.reads
-            drawn = fresh & (of_mixed if reads else ~of_mixed)
+            drawn = fresh & (of_mixed if reads else ~(of_mixed & kernel))
             shape = [-1 if j == axis else 1 for j in range(new.ndim)]
             new |= drawn.reshape(shape)
             zero |= (fresh & ~drawn).reshape(shape)

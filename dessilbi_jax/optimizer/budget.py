@@ -111,7 +111,7 @@ def _layers(groups: Sequence[LeafGroups], by_group: bool) -> tuple[Layer, ...]:
         inside = tuple(
             (i, np.array([[c for j, c in cells if j == i] for cells in members])) for i, _ in key
         )
-        numbers = np.array([groups[home].joint[c] for c in first])  # type: ignore[index]
+        numbers = np.array(groups[home].joint)[first]
         out.append(Layer(home, first, 1 if by_group else size, inside, numbers))
     return tuple(out)
 

@@ -101,8 +101,18 @@ class Run:
         return float(self.result["density"]) if self.result else self.last("density")
 
     @property
+    def budget(self) -> str | None:
+        """What the run was to end with besides a density, in words."""
+        given = self.settings.get("budget")
+        if not isinstance(given, list) or len(given) != 2 or not isinstance(given[1], int | float):
+            return None
+        return run_files.budget_in_words(*given)
+
+    @property
     def asked_density(self) -> float:
-        """The density asked for, NaN where λ was given and so none was."""
+        """The density asked for, NaN where λ was given or another budget, and so none was."""
+        if self.budget is not None:
+            return math.nan
         asked = self.result.get("asked_density") if self.result else None
         asked = self.settings.get("density") if asked is None else asked
         if isinstance(asked, int | float) and not isinstance(asked, bool):

@@ -76,6 +76,8 @@ def figures(run: Run) -> Section | None:
 
 
 def _asked(run: Run) -> str:
+    if run.budget is not None:
+        return f"of the structured weights; the run was to end with {run.budget}"
     asked, reached = run.asked_density, run.density
     if not math.isfinite(asked):
         return "of the structured weights; none was asked, λ was given"
@@ -90,6 +92,14 @@ def _kept(run: Run) -> tuple[str, str, str] | None:
     layers = run.layers()
     if not layers:
         return None
+    cut = run.result.get("cut") if run.result else None
+    if cut:
+        (params, left), (channels, kept), (flops, less) = (
+            cut[name] for name in ("params", "channels", "flops")
+        )
+        note = f"of {count(params)}; cut at step {count(cut['step'])} to {count(kept)} of "
+        note += f"{count(channels)} channels, {percent(less / flops)} of the FLOPs"
+        return "Parameters", count(left), note
     selected = sum(layer.selected_weights for layer in layers)
     weights = sum(layer.weights for layer in layers)
     dense = run.parameters - weights

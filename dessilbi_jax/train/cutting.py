@@ -6,6 +6,7 @@ go on, and what a run keeps to rewind to is the network that it began with, zero
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from dessilbi_jax.train.devices.mesh import place
 from dessilbi_jax.train.optim import make_optimizer, make_structure
 from dessilbi_jax.train.prepare import Setup, placed_state
 from dessilbi_jax.train.step import Network, TrainState, split_network
-from dessilbi_jax.tree import to_host
+from dessilbi_jax.tree import leaf_paths, to_host
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,10 +96,15 @@ def facts(run: Setup, plan: dl.Plan, step: int | None) -> dict[str, Any]:
     assert run.channels is not None
     groups, every = run.channels, np.ones(run.channels.count, bool)
     kept = groups.kept_by(plan)
+    paths = [path for path, _ in leaf_paths(run.state.params)]
     return {
         "step": step,
         "channels": [groups.count, int(kept.sum())],
         "flops": [groups.flops_of(every), groups.flops_of(kept)],
+        "params": [
+            sum(math.prod(shapes(path)) for path in paths)
+            for shapes in (plan.shapes.__getitem__, plan.shape)
+        ],
     }
 
 

@@ -102,9 +102,9 @@ def fit(
     Returns:
         What result.json holds: `test_accuracy`, `test_projected_accuracy`, `test_loss` (the test
         rows are used here only), `density`, `asked_density`, `settled`, `parameters`, `steps`,
-        `skipped`, `seconds`, `mesh`, `layers`, `cut` (None, or the step of the cut and what there
-        was before and after it), and `lam`, every (step, λ) in force. A finished run that is
-        resumed returns its result.
+        `skipped`, `seconds`, `mesh`, `layers`, `cut` (None, or the step of the cut and the
+        `channels`, `flops` and `params` before and after it), and `lam`, every (step, λ) in force.
+        A finished run that is resumed returns its result.
 
     Raises:
         ValueError: `resume` with another configuration, or no good checkpoint is left; too few
@@ -265,7 +265,7 @@ def fit(
             "asked_density": config.density,
             "budget": config.budget,
             "settled": config.settle is not None,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
             "steps": steps,
             "skipped": int(state.skipped),
             "seconds": earlier + time.monotonic() - began,

@@ -182,7 +182,9 @@ def test_means_over_channels_are_made_by_zeros_and_scaled():
     wide = dl.grow(params, {"e": 12}, X, key=KEY, fn=normed)
     assert not wide.model["e"][:, 8:].any()
     assert wide.model["out"][8:].all()
-    np.testing.assert_allclose(wide.model["scale"][:8], np.sqrt(8 / 12), rtol=1e-6)
+    np.testing.assert_allclose(wide.model["scale"], np.sqrt(8 / 12), rtol=1e-6)
+    grads = jax.grad(lambda p: jnp.mean((normed(p, X) - Y) ** 2))(wide.model)
+    assert (jnp.abs(grads["e"][:, 8:]).max(axis=0) > 0).all()  # all new ones can be learnt
     np.testing.assert_allclose(normed(wide.model, X), normed(params, X), rtol=2e-5, atol=1e-5)
 
 

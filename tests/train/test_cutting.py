@@ -10,15 +10,16 @@ from same_run import assert_close, lines
 from train_runs import CHANNELS, TINY, Quiet, StopAt
 
 import dessilbi_jax as dl
-from dessilbi_jax import cli, data, train
+from dessilbi_jax import cli, train
 from dessilbi_jax.train import cutting
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.data_facts import Where
 from dessilbi_jax.train.devices.mesh import make_mesh, param_specs
-from dessilbi_jax.train.finished.trained import load_run
+from dessilbi_jax.train.finished.trained import load_run, rows_of
 from dessilbi_jax.train.prepare import prepare
 from dessilbi_jax.train.presets import get_preset, with_options
 from dessilbi_jax.train.run_folder.checkpoints import load_params
+from dessilbi_jax.train.step import make_evaluate
 from dessilbi_jax.tree import leaf_paths
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
@@ -69,9 +70,10 @@ def test_the_result_says_what_was_cut(whole):
     assert result["groups"] == [left, channels]
     trained = load_run(out)
     params = sum(x.size for x in jax.tree.leaves(trained.params))
-    assert result["parameters"] < 0.6 * params
+    assert result["parameters"] == result["cut"]["params"][0] == params
+    assert result["cut"]["params"][1] < 0.6 * params
     # What is kept is the first network with zeros, and as accurate.
-    accuracy, *_ = cutting_accuracy(trained)
+    accuracy, _ = accuracy_of(trained)
     assert accuracy == result["test_accuracy"]
     kept = train.checkpoints(out)
     assert {np.shape(x) for x in jax.tree.leaves(kept[30])} == {
@@ -81,12 +83,13 @@ def test_the_result_says_what_was_cut(whole):
     assert path.steps[-1] == CUT
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "The run ended with a sparse network" in page
+    params, left = result["cut"]["params"]
+    assert f"of {params:,}; cut at step {CUT} to" in page
+    assert f'<span class="value">{left:,}</span>' in page
+    assert "to end with 40 % of the FLOPs" in page
 
 
-def cutting_accuracy(trained):
-    from dessilbi_jax.train.finished.trained import rows_of
-    from dessilbi_jax.train.step import make_evaluate
-
+def accuracy_of(trained):
     rows = rows_of(trained, "test", None)
     return make_evaluate(trained.network())(trained.params, trained.stats, rows)
 
@@ -165,7 +168,7 @@ def test_every_budget_is_met(name, tmp_path):
     result = train.fit(config, tmp_path / "run", progress=Quiet())
     model = jax.tree.leaves(load_run(tmp_path / "run").params)
     if name == "params":
-        assert 0.2 < result["parameters"] / sum(x.size for x in model) <= 0.3
+        assert 0.2 < result["cut"]["params"][1] / sum(x.size for x in model) <= 0.3
     elif name == "groups":
         assert result["groups"] == [round(0.3 * 28), 28]
     else:
@@ -231,4 +234,3 @@ def test_there_is_no_cut_where_there_is_nothing_behind_it():
     assert cutting.moment(dataclasses.replace(CONFIG, settle=(0.1, 1.0)), 30) is None
     assert cutting.moment(dataclasses.replace(CONFIG, structure="filters", budget=None), 30) is None
     assert cutting.moment(CONFIG, 30) == CUT
-    assert data.load("digits").train_labels.size == 1437

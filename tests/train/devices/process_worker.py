@@ -23,7 +23,8 @@ from dessilbi_jax.train.feeds import Rows, put_rows
 from dessilbi_jax.train.interrupt import Interrupted
 from dessilbi_jax.train.progress import Progress
 
-# Hidden units over kernels and biases; a batch of 60 leaves an uneven last one.
+# Hidden units over kernels and biases, cut where settling ends, in the second epoch; a batch of 60
+# leaves an uneven last one.
 CONFIG = train.TrainConfig(
     network="lenet300",
     dataset="digits",
@@ -33,6 +34,7 @@ CONFIG = train.TrainConfig(
     learning_rate=0.1,
     nu=50.0,
     density=0.5,
+    settle=(0.1, 0.6),
     structure="channels",
 )
 IMAGES = 8  # side of the streamed images

@@ -120,6 +120,8 @@ def test_two_processes_train_as_one(two, alone):
         assert untimed(each["result"]) == untimed(said[0]["result"])
         assert_close(*({name: r[name] for name in names} for r in (each["result"], expected)))
     assert said[0]["result"]["mesh"] == "fsdp=2"
+    assert expected["cut"] is not None
+    assert said[0]["result"]["cut"] == expected["cut"]
     assert json.loads((folder / "whole" / "result.json").read_text()) == said[0]["result"]
     assert sorted(f.name for f in (folder / "whole").iterdir()) == sorted(
         f.name for f in run.iterdir()
