@@ -9,6 +9,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 PATH = "path.npz"
 NORMS = "norms.npz"
+GROWTH = "growth.json"
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 REPORT = "report.html"
@@ -18,7 +19,7 @@ RETRAINED = "retrained"
 SLIM = "slim"
 LOCK = "run.lock"
 OURS = {
-    CONFIG, METRICS, PATH, PATH + ".previous", NORMS, CHECKPOINTS, RESULT, REPORT, WEIGHTS,
+    CONFIG, METRICS, PATH, PATH + ".previous", NORMS, GROWTH, CHECKPOINTS, RESULT, REPORT, WEIGHTS,
     TICKET, RETRAINED, SLIM, LOCK,
 }  # fmt: skip
 # What a run that was killed while writing can leave behind.
@@ -42,6 +43,7 @@ class Record:
         skipped: steps left out so far because their loss or gradient was not finite.
         seconds: training time so far, of all starts together.
         density: selected weights over structured weights.
+        parameters: of the network at that step.
 
     Example:
         >>> Record.from_json({"step": 5, "epoch": 0.5, "loss": 2.3}).number("accuracy")
@@ -59,6 +61,7 @@ class Record:
     skipped: int | None = None
     seconds: float | None = None
     density: float | None = None
+    parameters: int | None = None
 
     def number(self, name: str) -> float:
         """Returns a field as a number, NaN where it is not known."""

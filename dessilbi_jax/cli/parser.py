@@ -12,7 +12,7 @@ from dessilbi_jax.train.config import (
     STRUCTURES,
     VARIANTS,
 )
-from dessilbi_jax.train.presets import PRESETS
+from dessilbi_jax.train.presets import GROW_EVERY, PRESETS
 
 COMMANDS = (
     "train", "demo", "ticket", "retrain", "slim", "evaluate", "report", "presets", "describe",
@@ -42,6 +42,9 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "--holdout": (float, "share of the training data held out"),
     "--records-per-epoch": (int, "records of the path in an epoch"),
     "--keep-every": (int, "epochs between the weights kept to rewind to"),
+    "--grow-until": (float, "share of the run in which it may grow (default: 0.5)"),
+    "--grow-add": (int, "fewest channels that a layer grows by (default: 8)"),
+    "--grow-limit": (int, "most channels of a layer"),
 }
 # What a run ends with, as a share of the dense network (above 0 and below 1) or a number.
 _BUDGETS = {
@@ -119,6 +122,16 @@ def _settle(text: str) -> tuple[float, float]:
         ) from None
 
 
+def _widths(text: str) -> tuple[int, ...]:
+    """Reads the value of --widths."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers with commas between them, such as 16,16,32, got {text!r}"
+        ) from None
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands."""
     common = _Parser(add_help=False)
@@ -144,6 +157,16 @@ def make_parser() -> argparse.ArgumentParser:
     fields.add_argument(
         "--no-settle", dest="settle", action="store_const", const=None, default=argparse.SUPPRESS,
         help="keep W dense: the path of Γ is what the run ends with",
+    )  # fmt: skip
+    fields.add_argument(
+        "--widths", type=_widths, default=argparse.SUPPRESS, metavar="N,N,…",
+        help="channels or units of each layer, instead of those of the network's paper",
+    )  # fmt: skip
+    fields.add_argument(
+        "--grow", type=int, nargs="?", const=GROW_EVERY, default=argparse.SUPPRESS,
+        metavar="EPOCHS",
+        help="begin narrow (--widths, by default 16 a layer) and let layers grow of which Γ has "
+        f"selected nearly all, looked at every so many epochs (default: {GROW_EVERY})",
     )  # fmt: skip
     fields.add_argument(
         "--no-cut", dest="cut", action="store_false", default=argparse.SUPPRESS,
@@ -224,7 +247,7 @@ def make_parser() -> argparse.ArgumentParser:
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of TrainConfig that were given as options."""
     names = [flag.removeprefix("--").replace("-", "_") for flag in _OPTIONS]
-    names += ["lam", "lean", "remat", "sqrt_size", "settle", "budget", "cut"]
+    names += ["lam", "lean", "remat", "sqrt_size", "settle", "budget", "cut", "widths", "grow"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 

@@ -116,6 +116,50 @@ class Plan:
                 leaves.append(placed(leaf, self.shapes[path], places))
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
+    def cells(
+        self, path: str, grid: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+        """Where the cells of a grid over what a cut leaves stand in the grid over the whole leaf.
+
+        Args:
+            path: of the leaf.
+            grid: along each axis how many equal blocks there are: 1, or a divisor of its length.
+
+        Returns:
+            The grid over the whole leaf, and along each axis the places of the cells in it.
+
+        Raises:
+            ValueError: a grid that does not fit what the cut leaves.
+
+        Example:
+            >>> import dessilbi_jax as dl
+            >>> plan = dl.Plan({"kernel": (2, 3)}, {"kernel": {1: (0, 2)}})
+            >>> shape, places = plan.cells("kernel", (1, 2))
+            >>> shape, places[1].tolist()
+            ((1, 3), [0, 2])
+        """
+        small, large = self.shape(path), self.shapes[path]
+        if len(grid) != len(large):
+            raise ValueError(f"a grid of {tuple(grid)} does not fit {path} of shape {small}")
+        shape: list[int] = []
+        places: list[np.ndarray] = []
+        for axis, n in enumerate(grid):
+            if n == 1 or axis not in self.keep.get(path, {}):
+                places.append(np.arange(n))
+                shape.append(n)
+                continue
+            if small[axis] % n:
+                raise ValueError(
+                    f"a grid of {tuple(grid)} does not fit {path} of shape {small}: axis {axis} "
+                    f"has {small[axis]} positions"
+                )
+            alive = np.zeros(large[axis], bool)
+            alive[list(self.keep[path][axis])] = True
+            blocks = alive.reshape(-1, small[axis] // n)
+            places.append(np.flatnonzero(blocks.all(1)))
+            shape.append(len(blocks))
+        return tuple(shape), tuple(places)
+
     def cut(self, path: str, leaf: Any) -> Any:
         """Cuts one array that belongs to the leaf at `path`.
 

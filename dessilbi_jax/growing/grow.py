@@ -94,7 +94,8 @@ def grow(
     Raises:
         ValueError: channels that are not there or cannot grow, with the reason and its line; fewer
             of them than there are; a state of another network; outputs that differ.
-        TypeError: a network that cannot be traced, or that cannot run with larger arrays.
+        TypeError: a network that cannot be traced, or that cannot run with larger arrays; example
+            inputs that are no arrays.
 
     References:
         T. Chen, I. Goodfellow and J. Shlens, "Net2Net: Accelerating Learning via Knowledge
@@ -110,6 +111,11 @@ def grow(
         >>> jax.tree.map(jnp.shape, wide.model), wide.difference
         ({'a': (4, 5), 'b': (5, 3)}, 0.0)
     """
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(example_inputs)):
+        raise TypeError(
+            "the example inputs are shapes without values, on which outputs cannot be compared: "
+            "give arrays, such as jnp.ones(shape, dtype)"
+        )
     network = as_network(model, fn)
     groups = channel_groups(network.fn, network.tree, *example_inputs)
     plan = widened(groups, sizes)

@@ -18,8 +18,8 @@ class Grower:
     """Decides from Γ which sets of channels grow, and when it is over.
 
     At every `every`-th update, each set of n channels of which Γ has selected at least `threshold`
-    grows to max(n + add, ⌊factor·n⌋), at most to `limit`. The first look at which nothing grows
-    is the last: the path no longer asks for more. It keeps no state of its own.
+    grows to max(n + add, ⌊factor·n⌋), at most to `limit`. The first look at which nothing grows,
+    once Γ has selected anything, is the last: the path no longer asks for more. It keeps no state of its own.
 
     Attributes:
         every: updates between two looks.
@@ -98,7 +98,8 @@ class Grower:
             wanted = wanted if limit is None else min(wanted, limit)
             if chosen[each.groups].mean() >= self.threshold and wanted > n:
                 sizes[each.name] = int(wanted)
-        return sizes, not sizes
+        # While Γ is empty the path has not begun, and nothing is known of what it will ask for.
+        return sizes, not sizes and bool(chosen.any())
 
 
 def selected(groups: ChannelGroups, gamma: Any) -> np.ndarray:

@@ -41,33 +41,14 @@ def _grown(plan: Plan, known: str, path: str, leaf: Any) -> Any:
 
     Its axes are those of the leaf, of length 1, or have one entry for each of equal blocks.
     """
-    small, large = plan.shape(known), plan.shapes[known]
-    if np.ndim(leaf) != len(large):
-        raise ValueError(
-            f"opt_state does not fit {known}: it holds shape {np.shape(leaf)}, expected {small}"
-        )
     leaf = jnp.asarray(leaf)
-    fill = "/allowed/" in f"/{path}/" and leaf.dtype == bool
-    places: list[Any] = []
-    shape = []
-    for axis, n in enumerate(leaf.shape):
-        if n == 1 or axis not in plan.keep.get(known, {}):
-            places.append(np.arange(n))
-            shape.append(n)
-            continue
-        if small[axis] % n:
-            raise ValueError(
-                f"opt_state does not fit {known}: axis {axis} has {n} positions, the network's "
-                f"{small[axis]}"
-            )
-        block = small[axis] // n
-        alive = np.zeros(large[axis], bool)
-        alive[list(plan.keep[known][axis])] = True
-        blocks = alive.reshape(-1, block)
-        places.append(np.flatnonzero(blocks.all(1)))
-        shape.append(len(blocks))
-    if tuple(shape) == leaf.shape:
+    try:
+        shape, places = plan.cells(known, leaf.shape)
+    except ValueError as error:
+        raise ValueError(f"opt_state does not fit {known}: {error}") from None
+    if shape == leaf.shape:
         return leaf
+    fill = "/allowed/" in f"/{path}/" and leaf.dtype == bool
     return placed(leaf, shape, places, fill)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dessilbi_jax.dependency.plan import Plan
 from dessilbi_jax.files import load
 from dessilbi_jax.optimizer.reading import get_state
 from dessilbi_jax.tickets.draw import Asked, draw
@@ -106,6 +107,35 @@ class SolutionPath:
         values = {name: _checked_metric(name, value) for name, value in metrics.items()}
         seen = observe(get_state(opt_state, merge=True), params)
         self._records = self._records.appended(number, seen, values)
+
+    def grow(self, opt_state: Any, plan: Plan) -> None:
+        """Goes on with a network that has grown: what it has more was not selected so far.
+
+        Args:
+            opt_state: `Grown.opt_state` of `dl.grow`.
+            plan: `Grown.plan`.
+
+        Raises:
+            ValueError: they are of another network than the one recorded.
+
+        Example:
+            >>> import jax, jax.numpy as jnp
+            >>> import dessilbi_jax as dl
+            >>> params = {"a": {"kernel": jnp.ones((4, 2))}, "b": {"kernel": jnp.ones((2, 3))}}
+            >>> def net(p, x):
+            ...     return jax.nn.relu(x @ p["a"]["kernel"]) @ p["b"]["kernel"]
+            >>> tx = dl.dessilbi(0.1, nu=1.0, lam=0.1, structure=dl.neurons)
+            >>> path = dl.SolutionPath()
+            >>> state = tx.init(params)
+            >>> path.record(1, state)
+            >>> wide = dl.grow(params, {"a/kernel": 5}, jnp.ones((1, 4)), key=jax.random.key(0),
+            ...                fn=net, opt_state=state)
+            >>> path.grow(wide.opt_state, wide.plan)
+            >>> path.groups["a/kernel"], path.shapes["b/kernel"]
+            ((1, 5), (5, 3))
+        """
+        seen = observe(get_state(opt_state, merge=True), None)
+        self._records = self._records.grown(seen, plan)
 
     def truncate(self, step: int) -> None:
         """Forgets all records after `step`, as a resume from a checkpoint of that step needs."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dessilbi_jax.dependency.plan import Plan, placed
 from dessilbi_jax.files import previous, read, write
 from dessilbi_jax.tickets.group_masks import GroupMasks
 from dessilbi_jax.tickets.snapshot import Observed
@@ -113,6 +114,50 @@ class Records:
                 f"{self.steps[-1]} it had made {self.counts[-1]}: it was lost or begun anew; "
                 "restore it, or begin a new path"
             )
+
+    def grown(self, seen: Observed, plan: Plan) -> "Records":
+        """The same records in the shapes of a larger network; what is new was not selected.
+
+        Args:
+            seen: a state of the larger network.
+            plan: what is kept of that network to have the one that was recorded.
+
+        Raises:
+            ValueError: a plan that does not lead from that network to the one recorded.
+        """
+        if not self.steps:
+            return self
+        places = {}
+        for path, grid in self.groups.items():
+            larger = plan.shapes.get(path) == seen.shapes.get(path)
+            if not larger or plan.shape(path) != self.shapes[path] or path not in seen.chosen:
+                raise ValueError(f"{path} was recorded in another shape than the plan leaves of it")
+            shape, places[path] = plan.cells(path, grid)
+            if shape != seen.chosen[path].shape:
+                raise ValueError(f"the groups of {path} are others in the larger network")
+
+        def placed_all(tables: Tables, fill: Any) -> Tables:
+            grids = {path: seen.chosen[path].shape for path in tables}
+            return {p: placed(t, grids[p], places[p], fill) for p, t in tables.items()}
+
+        return dataclasses.replace(
+            self,
+            shapes=seen.shapes,
+            groups={path: bits.shape for path, bits in seen.chosen.items()},
+            bits={
+                path: tuple(
+                    np.packbits(placed(unpacked(row, self.groups[path]), grid, places[path], False))
+                    for row in rows
+                )
+                for path, rows in self.bits.items()
+                for grid in [seen.chosen[path].shape]
+            },
+            entry=placed_all(self.entry, -1),
+            rank=placed_all(self.rank, 0),
+            last=placed_all(self.last, 0),
+            zero=placed_all(self.zero, False),
+            ties=seen.ties,
+        )
 
     def until(self, step: int) -> "Records":
         """The records up to a step; without any, nothing is known, as before the first."""

@@ -79,6 +79,13 @@ class TrainConfig:
             share of the whole, above 0 and below 1, or as a number. None: `density`.
         cut: whether a network whose groups are channels is cut where settling ends, inside the
             run, so that the rest of it costs what the smaller network costs.
+        grow: epochs between two looks at which layers Γ has selected nearly all channels of, which
+            then get more, as `Grower` has it; None: widths stay. The learning rate is constant
+            until `grow_until`, and the schedule is that of the rest of the run. λ = "auto" then
+            means that groups enter whose weights the loss keeps large, not `density`.
+        grow_until: fraction of the run, in (0, 1), from which on nothing grows any more.
+        grow_add: fewest channels that a layer grows by.
+        grow_limit: most channels of a layer; None: there is none.
         structure: what a group is: "filters" (convolutions by output filter, dense kernels by
             weight), "weights", "neurons", "layers", "input_channels", "slices", "rows",
             "columns", or "channels": all that makes a removable channel or hidden unit, across
@@ -140,6 +147,10 @@ class TrainConfig:
     settle: tuple[float, float] | None = None
     budget: tuple[str, float] | None = None
     cut: bool = True
+    grow: int | None = None
+    grow_until: float = 0.5
+    grow_add: int = 8
+    grow_limit: int | None = None
     structure: str = "filters"
     sqrt_size: bool = False
     lean: bool = False
@@ -155,13 +166,13 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise TypeError(f"{name} must be a name, got {value!r}")
-        for name in ("epochs", "batch_size", "records_per_epoch"):
+        for name in ("epochs", "batch_size", "records_per_epoch", "grow_add"):
             _integer(name, getattr(self, name), least=1)
         for name in ("keep_every", "seed"):
             _integer(name, getattr(self, name), least=0)
         for name in ("learning_rate", "kappa", "nu"):
             _number(name, getattr(self, name))
-        for name in ("image_size", "context"):
+        for name in ("image_size", "context", "grow", "grow_limit"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), least=1)
         for name in ("nesterov", "lean", "augment", "remat", "sqrt_size", "cut"):
@@ -181,6 +192,7 @@ class TrainConfig:
         _number("drop_factor", self.drop_factor, below=1.0)
         _number("at", self.at, most=1.0)
         _number("holdout", self.holdout, most=0.5)
+        _number("grow_until", self.grow_until, below=1.0)
         for fraction in self.drop_at:
             _number("drop_at", fraction, below=1.0)
         if self.widths is not None:
@@ -207,6 +219,8 @@ class TrainConfig:
             _check_settle(self.settle, self.density if self.budget is None else 1.0)
         if self.budget is not None:
             self._check_budget()
+        if self.grow is not None:
+            self._check_growth(self.grow)
         if self.optimizer == "adam" and self.variant != "toolbox":
             raise ValueError(
                 "variant='paper' is about the momentum of sgd; with optimizer='adam' the "
@@ -214,6 +228,25 @@ class TrainConfig:
             )
         if self.nesterov and (self.optimizer == "adam" or not self.momentum):
             raise ValueError("nesterov=True needs optimizer='sgd' and a momentum above 0")
+
+    def _check_growth(self, every: int) -> None:
+        """Checks that there is time to grow, and that nothing settles meanwhile."""
+        if self.structure not in REMOVABLE:
+            raise ValueError(
+                f"a network grows by channels, which structure={self.structure!r} does not select: "
+                f"take one of {', '.join(REMOVABLE)}"
+            )
+        if every > self.grow_until * self.epochs:
+            raise ValueError(
+                f"the network is looked at every {every} epochs, and grows in the first "
+                f"{self.grow_until:g} of {self.epochs} epochs: that is never; give more epochs, "
+                "a smaller grow or a later grow_until"
+            )
+        if self.settle is not None and self.settle[0] < self.grow_until:
+            raise ValueError(
+                f"settling would begin at {self.settle[0]:g} of the run, while it grows until "
+                f"{self.grow_until:g}: let settle begin there or later"
+            )
 
     def _check_budget(self) -> None:
         """Checks what the run is to end with."""

@@ -130,6 +130,6 @@ def _stage(
 ) -> tuple[Stage, tuple[Any, Any]]:
     network, params, stats = split_network(small.model, run.facts.mean, run.facts.std)
     structure = make_structure(config, small.model)
-    tx = make_optimizer(config, run.steps, structure, settled=True)
+    tx = make_optimizer(config, run.steps, structure, settled=True, lam=run.lam)
     state = placed_state(params, stats, tx, mesh)
     return Stage(network, tx, state, small.plan), (params, stats)

@@ -14,20 +14,20 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 import dessilbi_jax as dl
 from dessilbi_jax import files, report, run_files
-from dessilbi_jax.provenance import versions
 from dessilbi_jax.train import cutting, initial
+from dessilbi_jax.train import growth as growing
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.cutting import Stage
 from dessilbi_jax.train.data_facts import Where
 from dessilbi_jax.train.devices import processes
 from dessilbi_jax.train.devices.mesh import describe, make_mesh
-from dessilbi_jax.train.feeds import Feed, Rows, evaluation_size, make_feed
+from dessilbi_jax.train.feeds import Rows, evaluation_size, make_feed
+from dessilbi_jax.train.going_on import Begun, go_on
 from dessilbi_jax.train.interrupt import Interrupted, Signals
-from dessilbi_jax.train.prepare import Setup, prepare
+from dessilbi_jax.train.prepare import prepare
 from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.run_folder import folder, outcome
 from dessilbi_jax.train.run_folder.checkpoints import (
@@ -35,7 +35,6 @@ from dessilbi_jax.train.run_folder.checkpoints import (
     Checkpoints,
     Snapshot,
     newest,
-    restore_latest,
 )
 from dessilbi_jax.train.run_folder.lock import alone
 from dessilbi_jax.train.run_folder.records import Records, record_steps
@@ -133,6 +132,7 @@ def fit(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     config = dataclasses.replace(config, init=None if init is None else initial.digest(init))
+    config = growing.started(config)
     devices = make_mesh(mesh)
     if folder.check(out, config, resume=resume, overwrite=overwrite) == "finished":
         return _finished(out)
@@ -141,6 +141,7 @@ def fit(
         progress.note(f"drawn anew, as its size is another one: {', '.join(run.fresh)}")
     per_epoch, steps = run.facts.steps_per_epoch, run.steps
     project, cut_at, stage = jax.jit(_project), cutting.moment(config, steps), Stage.first(run)
+    growth = growing.begin(config, run)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_disk_errors(out))
@@ -156,11 +157,14 @@ def fit(
         state, records, earlier = run.state, Records(out, config.seed), 0.0
         processes.meet("folder seen")
         if todo == "resume":
-            stage, state, earlier = _restore(out, run, config, feed, records, devices, progress)
+            begun = Begun(run, stage, state, growth)
+            begun, earlier = go_on(out, begun, config, feed, records, devices, progress)
+            run, stage, state, growth = begun
         elif processes.is_first():
             name, facts = preset or out.resolve().name, run.facts.to_json()
             where = describe(devices)
             folder.start(out, config, preset=name, command=command, data=facts, mesh=where)
+        growing.write(out, growth)
         processes.meet("folder made")
         began = time.monotonic()
         signals = stack.enter_context(Signals())
@@ -185,6 +189,15 @@ def fit(
 
         progress.begin(training.step)
         while training.step < steps:
+            if growth is not None and growing.due(config, growth, training.step, run):
+                run, state, growth, plan = growing.look(run, config, growth, state, devices)
+                progress.note(growing.said(growth))
+                if plan is not None:
+                    records.grow(state.opt_state, plan)
+                    stage = Stage.first(run)
+                    training, evaluate = begin(stage, state)
+                    save_weights(out, training.step, state.params, state.stats)
+                growing.write(out, growth)
             if training.step == cut_at and stage.plan is None:
                 stage, state = cutting.cut(run, config, state, devices)
                 training, evaluate = begin(stage, state)
@@ -228,6 +241,7 @@ def fit(
                     projected_accuracy=projected_accuracy,
                     skipped=skipped,
                     seconds=earlier + time.monotonic() - began,
+                    parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
                 )
                 seen = None if stage.plan is not None else (state.params, state.opt_state)
                 record = records.add(record, seen)
@@ -243,7 +257,8 @@ def fit(
                 records.save()
                 seconds = earlier + time.monotonic() - began
                 content, at = records.content(), feed.get_state()
-                checkpoints.save(Snapshot(state, content, seconds, at, stage.plan), accuracy)
+                grown = None if growth is None else growth.to_json()
+                checkpoints.save(Snapshot(state, content, seconds, at, stage.plan, grown), accuracy)
             if stopping and step < steps:
                 checkpoints.wait()
                 raise Interrupted(
@@ -262,7 +277,7 @@ def fit(
             "test_projected_accuracy": evaluate(projected, state.stats, test)[0],
             "test_loss": test_loss,
             "density": float(records.path.density()[-1]),
-            "asked_density": config.density,
+            "asked_density": None if config.grow and config.settle is None else config.density,
             "budget": config.budget,
             "settled": config.settle is not None,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
@@ -273,6 +288,7 @@ def fit(
             "groups": outcome.selected_groups(state)
             if stage.plan is None
             else outcome.groups_of_path(records.path),
+            "growth": None if growth is None else growth.to_json(),
             "cut": None if stage.plan is None else cutting.facts(run, stage.plan, cut_at),
             "layers": outcome.layers(records.path),
             "lam": outcome.lam_estimates(state),
@@ -295,46 +311,6 @@ def _finished(out: Path) -> dict[str, Any]:
 def _kept(config: TrainConfig, epoch: int) -> bool:
     """Returns whether the parameters at the end of an epoch are kept to rewind to."""
     return config.keep_every > 0 and epoch % config.keep_every == 0
-
-
-def _restore(
-    out: Path,
-    run: Setup,
-    config: TrainConfig,
-    feed: Feed,
-    records: Records,
-    devices: Mesh,
-    progress: Progress,
-) -> tuple[Stage, TrainState, float]:
-    """Returns what a stopped run goes on with: network and state, and the time taken by then."""
-    stages = [Stage.first(run)]
-
-    def smaller(plan: dl.Plan) -> TrainState:
-        stages.append(cutting.stage_of(run, config, plan, devices))
-        return stages[-1].state
-
-    then, now = files.read_json(out / run_files.CONFIG), versions()
-    old = then.get("versions", {})
-    if changed := [f"{k} {old.get(k)}, now {v}" for k, v in now.items() if old.get(k, v) != v]:
-        progress.note(f"versions have changed ({'; '.join(changed)}): not the same bit for bit")
-    if then.get("mesh", describe(devices)) != describe(devices):
-        moved = f"{then['mesh']}, now {describe(devices)}"
-        progress.note(f"the mesh has changed ({moved}): not the same bit for bit")
-    if processes.is_first():
-        folder.tidy(out)
-    damage = records.damage()
-    snapshot, notes = restore_latest(out / run_files.CHECKPOINTS, run.state, smaller)
-    for note in notes:
-        progress.note(note)
-    if snapshot is None:
-        progress.note(f"no checkpoint yet in {out}: starting at the beginning")
-        records.restore({})
-        return stages[0], run.state, 0.0
-    if damage:
-        progress.note(f"{damage}; the one kept with step {int(snapshot.state.step)} is put back")
-    records.restore(snapshot.records)
-    feed.set_state(snapshot.data)
-    return stages[-1], snapshot.state, snapshot.seconds
 
 
 @contextlib.contextmanager

@@ -1,14 +1,18 @@
 """From a configuration to an optax optimizer."""
 
+import math
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+from flax import nnx
 
 import dessilbi_jax as dl
 from dessilbi_jax import models
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.schedules import schedule
+from dessilbi_jax.tree import leaf_paths
 
 
 def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
@@ -24,14 +28,20 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
         >>> [round(float(rate(step)), 6) for step in (0, 49, 51, 76)]
         [0.05, 0.05, 0.005, 0.0005]
     """
-    return schedule(
+    constant = round(config.grow_until * steps) if config.grow else 0
+    behind = schedule(
         config.schedule,
         config.learning_rate,
-        steps,
-        warmup=config.warmup,
+        steps - constant,
+        warmup=0.0 if constant else config.warmup,
         drop_at=config.drop_at,
         drop_factor=config.drop_factor,
     )
+    if not constant:
+        return behind
+    # While a network grows its rate stays; its schedule is that of the tuning behind.
+    growing = schedule("constant", config.learning_rate, steps, warmup=config.warmup)
+    return optax.join_schedules([growing, behind], [constant])
 
 
 def make_structure(config: TrainConfig, model: models.Network) -> dl.Structure | dl.Channels:
@@ -64,6 +74,7 @@ def make_optimizer(
     structure: dl.Structure | dl.Channels,
     *,
     settled: bool = False,
+    lam: float | None = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a run of `steps` updates.
 
@@ -76,6 +87,7 @@ def make_optimizer(
         steps: updates in the whole run.
         structure: from `make_structure`.
         settled: for a network that has been cut to its budget: all that it has stays.
+        lam: λ of a growing run, in place of the configuration's.
 
     Example:
         >>> config = TrainConfig(network="lenet300", dataset="digits", epochs=1)
@@ -85,13 +97,13 @@ def make_optimizer(
         0
     """
     rate = _rate(config, steps)
-    lam: Any = config.lam
-    if lam == "auto":
-        lam = dl.auto(density=config.density, steps=steps, at=config.at)
+    threshold: Any = config.lam if lam is None else lam
+    if threshold == "auto":
+        threshold = dl.auto(density=config.density, steps=steps, at=config.at)
     coupling: dict[str, Any] = {
         "kappa": config.kappa,
         "nu": config.nu,
-        "lam": lam,
+        "lam": threshold,
         "structure": structure,
         "lean": config.lean,
         "penalty": dl.group_lasso(sqrt_size=config.sqrt_size),
@@ -129,6 +141,56 @@ def make_optimizer(
         **coupling,
     )
     return optax.chain(*_clipping(config), tx) if config.clip else tx
+
+
+def growing_lam(config: TrainConfig, model: models.Network, steps: int, per_epoch: int) -> float:
+    """The λ of a growing run: that number, or set by what moves between two looks.
+
+    Of a group whose weights keep the norm n, V moves by T·n between two looks, T = Σ rate/ν. Of one
+    that the loss does not need, the coupling takes W to zero as e^{−t}, and V moves by n at most,
+    however long. With λ = 0.9·T·n, n the median norm at the start, only what the loss has kept
+    large enters, as long as T is above 1.1. The authors' λ = 1 is this for T = 1.96 and filters of
+    PyTorch's initial norm, 0.58.
+
+    Raises:
+        ValueError: T is smaller: the coupling is too loose for so few updates.
+    """
+    if config.lam != "auto":
+        return float(config.lam)
+    assert config.grow is not None
+    rate, looks = make_schedule(config, steps), config.grow * per_epoch
+    travel = float(sum(np.asarray(rate(i)) for i in range(looks))) / config.nu
+    if travel < 1.1:
+        raise ValueError(
+            f"between two looks, of {config.grow} epochs each, W and V come together by a factor "
+            f"of e^{travel:.2f} only, too little to tell which channels the loss needs: take "
+            f"nu={_rounded(travel * config.nu / 2)} (--nu; {config.nu:g} now), or more epochs "
+            "between looks (--grow)"
+        )
+    return 1.2 * _median_norm(model, joint=config.structure == "channels")
+
+
+def _rounded(value: float) -> float:
+    digits = 1 - math.floor(math.log10(value))
+    return round(value, digits)
+
+
+def _median_norm(model: models.Network, *, joint: bool) -> float:
+    """The median over channels of the norm of what makes each: its kernels, or all its leaves."""
+    groups = trace_channels(model)
+    squares = np.zeros(groups.count)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    for path, leaf in leaf_paths(params):
+        array = np.square(np.asarray(leaf, np.float64))
+        for axis in range(array.ndim):
+            numbers = groups.numbers.get((path, axis))
+            if numbers is None or (path, axis) in groups.reads or (array.ndim < 2 and not joint):
+                continue
+            by_position = array.sum(axis=tuple(i for i in range(array.ndim) if i != axis))
+            np.add.at(squares, numbers[numbers >= 0], by_position[numbers >= 0])
+    if not squares.any():
+        raise ValueError("the network has no channels that could grow")
+    return float(np.sqrt(np.median(squares[squares > 0])))
 
 
 def make_retraining(config: TrainConfig, steps: int, masks: Any) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from dessilbi_jax.train.data_facts import DataFacts, Where
 from dessilbi_jax.train.devices.mesh import place_params, place_whole
 from dessilbi_jax.train.feeds import Rows, check_batch, evaluation_size
 from dessilbi_jax.train.initial import start_from
-from dessilbi_jax.train.optim import make_optimizer, make_schedule, make_structure
+from dessilbi_jax.train.optim import growing_lam, make_optimizer, make_schedule, make_structure
 from dessilbi_jax.train.step import Network, TrainState, first_state, split_network
 
 
@@ -35,6 +35,7 @@ class Setup:
         rate: its learning rate.
         state: before the first step, on the devices.
         channels: its channels, where these are the groups.
+        lam: λ of a growing run.
         fresh: leaves of a head of another size than that of the weights the run starts from.
     """
 
@@ -48,6 +49,7 @@ class Setup:
     rate: optax.Schedule
     state: TrainState
     channels: dl.ChannelGroups | None = None
+    lam: float | None = None
     fresh: tuple[str, ...] = ()
 
 
@@ -84,8 +86,11 @@ def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | No
     if init is not None:
         model, fresh = start_from(init, model, config, facts)
     structure = make_structure(config, model)
+    lam = None
+    if config.grow is not None:
+        lam = growing_lam(config, model, steps, facts.steps_per_epoch)
     network, params, stats = split_network(model, facts.mean, facts.std)
-    tx = make_optimizer(config, steps, structure)
+    tx = make_optimizer(config, steps, structure, lam=lam)
     return Setup(
         source=source,
         facts=facts,
@@ -97,6 +102,7 @@ def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | No
         rate=make_schedule(config, steps),
         state=placed_state(params, stats, tx, mesh),
         channels=structure.groups if isinstance(structure, dl.Channels) else None,
+        lam=lam,
         fresh=tuple(fresh),
     )
 

@@ -7,6 +7,7 @@ from dessilbi_jax.text import near_miss
 from dessilbi_jax.train.config import TrainConfig
 
 SETTLE = (0.1, 0.75)  # where a budget is given and the preset does not settle
+GROW_EVERY = 10  # epochs between two looks, as in the authors' toolbox
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,6 +306,8 @@ def with_options(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     that a run ends with makes it settle; a share of the weights is a density; a density, or no
     settling, takes away a budget. Adam takes away what is of sgd only (variant, nesterov), and
     without a learning rate of its own gets 0.001.
+    A run that grows begins at 16 channels a layer, selects whole filters and units (channels, where
+    it settles behind, and then behind its growth), and stays dense unless a budget is given.
 
     Raises:
         ValueError: as `TrainConfig`.
@@ -327,6 +330,18 @@ def with_options(config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
         follow |= {"settle": config.settle or SETTLE}
     if "density" in given or ("settle" in given and given["settle"] is None):
         follow |= {"budget": None}
+    if given.get("grow", config.grow):
+        until = given.get("grow_until", config.grow_until)
+        ends = given.get("budget") or given.get("settle") or "density" in given
+        settle = None
+        if ends:
+            settle = given.get("settle") or (until, until + 0.5 * (1 - until))
+        structure = "neurons"
+        if ends or (given.get("structure") or config.structure) == "channels":
+            structure = "channels"
+        follow |= {"widths": None, "structure": structure, "settle": settle}
+        if not ends:
+            follow |= {"budget": None}
     if given.get("lam", "auto") != "auto":
         follow |= {"density": None, "settle": None}
     if given.get("optimizer") == "adam":

@@ -16,6 +16,7 @@ from flax import nnx
 
 import dessilbi_jax as dl
 from dessilbi_jax import data, files, models, run_files
+from dessilbi_jax.train import growth as growing
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.data_facts import DataFacts
 from dessilbi_jax.train.devices.mesh import make_mesh
@@ -77,7 +78,7 @@ class RunFacts(NamedTuple):
 
     Attributes:
         preset: name of the run.
-        config: its configuration.
+        config: its configuration; of a run that has grown with the widths it has now.
         facts: its images.
     """
 
@@ -99,7 +100,10 @@ def read_run(run: Path) -> RunFacts:
         )
     saved = files.read_json(run / run_files.CONFIG)
     facts = DataFacts.from_json(saved.get("data"), str(run / run_files.CONFIG))
-    return RunFacts(str(saved.get("preset", run.name)), folder.read_config(run), facts)
+    config, growth = folder.read_config(run), growing.read(run)
+    if growth is not None and growth.widths is not None:
+        config = dataclasses.replace(config, widths=growth.widths)
+    return RunFacts(str(saved.get("preset", run.name)), config, facts)
 
 
 def load_run(run: Path, step: int | None = None) -> Trained:

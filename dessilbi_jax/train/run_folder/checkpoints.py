@@ -49,6 +49,7 @@ class Snapshot(NamedTuple):
         seconds: time the run had taken.
         data: the position of the data, as the source gives it.
         plan: what was kept of the network that the run began with, where it has been cut.
+        growth: what `Growth.to_json` says, where it grows.
     """
 
     state: TrainState
@@ -56,6 +57,7 @@ class Snapshot(NamedTuple):
     seconds: float
     data: bytes = b""
     plan: dl.Plan | None = None
+    growth: Any = None
 
 
 class _Best(policies.PreservationPolicy):
@@ -147,6 +149,7 @@ class Checkpoints:
             "data": snapshot.data.decode(),
             "accuracy": accuracy,
             "plan": None if snapshot.plan is None else snapshot.plan.to_json(),
+            "growth": snapshot.growth,
         }
         self._pending = step, snapshot.records, meta
         self._accuracies[step] = _NO_ACCURACY if accuracy is None else accuracy
@@ -198,7 +201,7 @@ class Checkpoints:
 def restore_latest(
     directory: Path,
     like: TrainState,
-    cut: Callable[[dl.Plan], TrainState] | None = None,
+    other: Callable[[Any, dl.Plan | None], TrainState] | None = None,
 ) -> tuple[Snapshot | None, list[str]]:
     """Reads the newest good checkpoint.
 
@@ -206,7 +209,7 @@ def restore_latest(
         directory: where the checkpoints are.
         like: a state of the run's structure, shapes and dtypes, divided among the devices as the
             one read is to be.
-        cut: the same for the network that a plan leaves, where a run cuts its network.
+        other: the same for a network that has grown, or of which a plan leaves less.
 
     Returns:
         The checkpoint (None where none was ever written) and a line for each damaged one that was
@@ -222,8 +225,9 @@ def restore_latest(
     checkpoint = directory / str(found)
     meta = files.read_json(checkpoint / _META)
     plan = None if meta.get("plan") is None else dl.Plan.from_json(meta["plan"])
-    if plan is not None and cut is not None:
-        like = cut(plan)
+    growth = meta.get("growth")
+    if other is not None:
+        like = other(growth, plan)
     named, treedef = jax.tree_util.tree_flatten_with_path(like)
     expected = {_name(keys): (tuple(leaf.shape), leaf.dtype) for keys, leaf in named}
     got = _shapes(checkpoint)
@@ -248,7 +252,9 @@ def restore_latest(
     # Copies: JAX may not donate memory that NumPy owns.
     state = jax.tree.unflatten(treedef, [jnp.copy(x) for x in jax.tree.leaves(state)])
     records = {name: (checkpoint / name).read_bytes() for name in meta["records"]}
-    return Snapshot(state, records, float(meta["seconds"]), meta["data"].encode(), plan), notes
+    return Snapshot(
+        state, records, float(meta["seconds"]), meta["data"].encode(), plan, growth
+    ), notes
 
 
 @storage.quiet()

@@ -85,6 +85,16 @@ class Records:
         self.lines.append(record)
         return record
 
+    def grow(self, opt_state: Any, plan: dl.Plan) -> None:
+        """Goes on with a network that has grown; followed are the groups that were before."""
+        for name, index in self._index.items():
+            units = self.path.groups[name]
+            grid, places = plan.cells(name, units)
+            at = np.unravel_index(index, units)
+            moved = tuple(place[i] for place, i in zip(places, at, strict=True))
+            self._index[name] = np.ravel_multi_index(moved, grid)
+        self.path.grow(opt_state, plan)
+
     def _norms(self, params: Any, opt_state: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """Returns name, ‖W_g‖ and ‖Γ_g‖ of the sampled groups of each structured leaf."""
         if not self._index:

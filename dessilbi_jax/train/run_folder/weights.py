@@ -63,13 +63,16 @@ def save_weights(run: Path, step: int, params: Any, stats: Any) -> None:
 class RunCheckpoints(Mapping[int, dict[str, Any]]):
     """The parameters of a run by step, each read when it is asked for.
 
-    `self[step]` is a nested dict of NumPy arrays; `load` gives the batch statistics too.
+    `self[step]` is a nested dict of NumPy arrays; `load` gives the batch statistics too. Of a run
+    that grows they are those of the network it ends with, from when it last grew.
     """
 
     def __init__(self, run: Path) -> None:
         self.run = run
         found = (run / run_files.WEIGHTS).glob("*.safetensors")
-        self._steps = sorted(int(file.stem) for file in found if file.stem.isdecimal())
+        since = _since(run)
+        steps = (int(file.stem) for file in found if file.stem.isdecimal())
+        self._steps = sorted(step for step in steps if step >= since)
 
     def file(self, step: int) -> Path:
         """The file with the parameters of a step."""
@@ -144,6 +147,13 @@ def step_of(run: Path, start: str, steps_per_epoch: int) -> int:
         f"--from must be init, end or an epoch whose parameters are kept, got {start!r}; {run} "
         f"keeps those of {', '.join(epochs) or 'no epoch'}"
     )
+
+
+def _since(run: Path) -> int:
+    """The step from which on the network of a run has been as wide as it is."""
+    file = run / run_files.GROWTH
+    growths = files.read_json(file)["growths"] if file.exists() else []
+    return int(growths[-1]["step"]) if growths else 0
 
 
 def _file(run: Path, step: int) -> Path:
