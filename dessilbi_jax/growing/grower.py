@@ -19,7 +19,8 @@ class Grower:
 
     At every `every`-th update, each set of n channels of which Γ has selected at least `threshold`
     grows to max(n + add, ⌊factor·n⌋), at most to `limit`. The first look at which nothing grows,
-    once Γ has selected anything, is the last: the path no longer asks for more. It keeps no state of its own.
+    once Γ has selected anything, is the last: the path no longer asks for more. It keeps no state
+    of its own.
 
     Attributes:
         every: updates between two looks.

@@ -29,7 +29,7 @@ def grown_state(opt_state: Any, plan: Plan, structure: Channels, before: Any, af
         leaves.append(leaf if known is None else _grown(plan, known, path, leaf))
     made = jax.tree.unflatten(jax.tree.structure(opt_state), leaves)
     made = jax.tree.map(
-        lambda s: _renumbered(s, structure) if isinstance(s, SplitLBIState) else s,
+        lambda s: _of_more(s, structure) if isinstance(s, SplitLBIState) else s,
         made,
         is_leaf=lambda x: isinstance(x, SplitLBIState),
     )
@@ -52,8 +52,14 @@ def _grown(plan: Plan, known: str, path: str, leaf: Any) -> Any:
     return placed(leaf, shape, places, fill)
 
 
-def _renumbered(state: SplitLBIState, structure: Channels) -> SplitLBIState:
-    """The state with the joint groups of the wider network."""
+def _of_more(state: SplitLBIState, structure: Channels) -> SplitLBIState:
+    """The state with the joint groups of the wider network, and what they may be at most."""
+    if state.settled != ():
+        # As of a network of any size; the next update says what is allowed of this one.
+        budget = state.settled.budget
+        kind = jnp.iinfo if jnp.issubdtype(budget.dtype, jnp.integer) else jnp.finfo
+        most = jnp.where(state.settled.done, budget, kind(budget.dtype).max)
+        state = state._replace(settled=state.settled._replace(budget=most))
     if state.ties == ():
         return state
     treedef = jax.tree.structure(state.v)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 
 from dessilbi_jax.report import plots
+from dessilbi_jax.report.growth import growth
 from dessilbi_jax.report.page import Section, figure, paragraph, settings, table
 from dessilbi_jax.report.plots import Picture
 from dessilbi_jax.report.run import Layer, Run
@@ -254,6 +255,7 @@ def _figure_or(picture: Picture | None, caption: str, otherwise: str) -> str:
 
 SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     figures,
+    growth,
     solution_path,
     curves,
     layers,

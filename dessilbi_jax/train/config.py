@@ -242,6 +242,11 @@ class TrainConfig:
                 f"{self.grow_until:g} of {self.epochs} epochs: that is never; give more epochs, "
                 "a smaller grow or a later grow_until"
             )
+        if self.budget is not None and isinstance(self.budget[1], int):
+            raise ValueError(
+                f"{self.budget[0]}={self.budget[1]} is a number, and how large the network will "
+                "be is not known before it has grown: give a share of it, such as 0.5"
+            )
         if self.settle is not None and self.settle[0] < self.grow_until:
             raise ValueError(
                 f"settling would begin at {self.settle[0]:g} of the run, while it grows until "

@@ -178,9 +178,13 @@ def look(
     shape = models.example_input(model)
     noise = np.random.default_rng(seed).normal(size=shape.shape)  # tokens: all 0
     grown = dl.grow(
-        model, sizes, jnp.asarray(noise, shape.dtype), key=jax.random.key(seed), opt_state=opt_state,
+        model,
+        sizes,
+        jnp.asarray(noise, shape.dtype),
+        key=jax.random.key(seed),
+        opt_state=opt_state,
         init=lambda path, shape, key: drawn[path],
-    )  # fmt: skip
+    )
     wider = widened(run, config, widths, mesh)
     _, params, stats = split_network(grown.model, run.facts.mean, run.facts.std)
     host = state._replace(params=params, stats=stats, opt_state=grown.opt_state)
