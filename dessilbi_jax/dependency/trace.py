@@ -142,8 +142,7 @@ def _leaf_axis(path: str, axis: int, size: int) -> Axis:
 
 def _traced(fn: Callable[..., Any], params: Any, inputs: Sequence[Any]) -> Any:
     try:
-        with jax.checking_leaks():
-            closed = jax.make_jaxpr(fn)(params, *inputs)
+        closed = jax.make_jaxpr(fn)(params, *inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(np.shape(x))) for x in jax.tree.leaves(inputs))
         first = str(error).strip().split("\n")[0]
