@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import statistics
 import tempfile
 import time
@@ -121,7 +122,8 @@ def trained_flops(config: train.TrainConfig, result: Row, out: Path) -> int:
     moments = [0, *(each["step"] for each in growths), result["steps"]]
     first = growths[0]["flops"][0] if growths else flops_of(config, config.widths, out)
     sizes = [first, *(each["flops"][1] for each in growths)]
-    return sum(size * (b - a) for size, a, b in zip(sizes, moments, moments[1:], strict=True))
+    spans = [b - a for a, b in itertools.pairwise(moments)]
+    return sum(size * span for size, span in zip(sizes, spans, strict=True))
 
 
 def accuracy(name: str, way: str, data_dir: str | None, seed: int, runs: Runs) -> Row:
