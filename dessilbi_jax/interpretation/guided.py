@@ -81,6 +81,8 @@ def _gradients(maps: Maps) -> Callable[..., jax.Array]:
     @jax.jit
     def gradients(arrays: Any, x: jax.Array) -> jax.Array:
         sums, back = jax.vjp(lambda x: maps.of(arrays, x, rule).sum(axis=1), x)
-        return jax.vmap(lambda g: back(g)[0])(jnp.eye(len(maps.index), dtype=sums.dtype))
+        one = jnp.eye(len(maps.index), dtype=sums.dtype)
+        found: jax.Array = jax.vmap(lambda g: back(g)[0])(one)
+        return found
 
     return gradients

@@ -263,7 +263,8 @@ class Maps:
         if self.place is None:
             return out.reshape(1, -1)
         first = jnp.moveaxis(out, self.place.axes, range(len(self.place.axes)))
-        return first.reshape(self.place.count, -1)[self.index]
+        chosen: jax.Array = first.reshape(self.place.count, -1)[self.index]
+        return chosen
 
 
 def maps_of(
