@@ -261,7 +261,8 @@ class Maps:
             eqns=self.eqns, outputs=[var],
         )  # fmt: skip
         if self.place is None:
-            return out.reshape(1, -1)
+            whole: jax.Array = out.reshape(1, -1)
+            return whole
         first = jnp.moveaxis(out, self.place.axes, range(len(self.place.axes)))
         chosen: jax.Array = first.reshape(self.place.count, -1)[self.index]
         return chosen
