@@ -21,7 +21,7 @@ def is_call(eqn: Any) -> bool:
     return eqn.primitive.name in CALLS
 
 
-def _bound(jaxpr: Any, eqn: Any, ins: Sequence[Any]) -> list[Any]:
+def bound(jaxpr: Any, eqn: Any, ins: Sequence[Any]) -> list[Any]:
     """The results of an equation as JAX computes them, with its own gradient where it has one."""
     given = {v: x for v, x in zip(eqn.invars, ins, strict=True) if not isinstance(v, Literal)}
     alone = jaxpr.replace(
@@ -59,7 +59,7 @@ def evaluate(
         ins = [read(var) for var in eqn.invars]
         outs = rule(eqn, ins)
         values.update(
-            zip(eqn.outvars, _bound(jaxpr, eqn, ins) if outs is None else outs, strict=True)
+            zip(eqn.outvars, bound(jaxpr, eqn, ins) if outs is None else outs, strict=True)
         )
     return [read(var) for var in (jaxpr.outvars if outputs is None else outputs)]
 

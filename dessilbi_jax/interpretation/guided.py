@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from dessilbi_jax.interpretation.units import Maps, Unit, maps_of
 
+_AT_ONCE = 16  # units
+
 
 def guided_gradients(
     fn: Callable[..., Any],
@@ -71,18 +73,34 @@ def guided_gradients(
             "here",
             stacklevel=2,
         )
-    found = _gradients(maps)(maps.traced.arrays, x)
+    found = compiled(maps)(maps.traced.arrays, x)
     return found[0] if maps.single else found
 
 
-def _gradients(maps: Maps) -> Callable[..., jax.Array]:
-    rule = maps.guided()
+def compiled(maps: Maps) -> Callable[[Any, jax.Array], jax.Array]:
+    """The guided gradients [units, *x.shape] of maps, as a function of other arrays and inputs.
+
+    A few units at a time, so that a first layer of many fits into memory.
+    """
+    rule, units = maps.guided(), len(maps.index)
+    at_once = min(units, _AT_ONCE)
+    # The last ones overlap the ones before, so that all are as many.
+    starts = [*range(0, units - at_once, at_once), units - at_once]
 
     @jax.jit
-    def gradients(arrays: Any, x: jax.Array) -> jax.Array:
+    def gradients(arrays: Any, x: jax.Array, start: jax.Array) -> jax.Array:
         sums, back = jax.vjp(lambda x: maps.of(arrays, x, rule).sum(axis=1), x)
-        one = jnp.eye(len(maps.index), dtype=sums.dtype)
-        found: jax.Array = jax.vmap(lambda g: back(g)[0])(one)
+        one = jnp.eye(units, dtype=sums.dtype)
+        these = jax.lax.dynamic_slice_in_dim(one, start, at_once)
+        found: jax.Array = jax.vmap(lambda g: back(g)[0])(these)
         return found
 
-    return gradients
+    def all_of(arrays: Any, x: jax.Array) -> jax.Array:
+        parts = [gradients(arrays, x, start) for start in starts]
+        new = [
+            part[max(0, before + at_once - start) :]
+            for before, start, part in zip([-at_once, *starts], starts, parts, strict=False)
+        ]
+        return jnp.concatenate(new)
+
+    return all_of

@@ -10,6 +10,8 @@ import numpy as np
 
 from dessilbi_jax.interpretation.units import Maps, Unit, maps_of
 
+_LEAK = 0.01
+
 
 @dataclasses.dataclass(frozen=True)
 class Maximised:
@@ -43,13 +45,14 @@ def activation_maximisation(
 ) -> Maximised:
     """The images on which the mean a(x) of a unit's map is largest, by gradient ascent.
 
-    From noise of standard deviation 0.1, with η falling from `rate` to 0 in a straight line,
+    From noise of standard deviation 1, with η falling from `rate` to 0 in a straight line,
 
         x ← x + η · (g / rms(g) − l2 · x − tv · ∇TV(x)),   g = ∇a(x),
 
     where rms(g) is the root of the mean square of g, so that one set of penalties serves layers of
     any scale, and TV(x) = Σ √(|∂x|² + ε) is the total variation. The image is shifted at random
-    before each gradient and back behind it. All starts, and all units, are one compiled step.
+    before each gradient and back behind it. With `activated`, the ReLU that follows passes 1 % of
+    what is below 0 in g, so that a start which does not reach it still climbs. All starts, and all units, are one compiled step.
 
     Args:
         fn: `fn(params, x)`, in evaluation mode; or a Flax NNX module or an Equinox module.
@@ -69,7 +72,9 @@ def activation_maximisation(
             images are kept within.
         axes: rows and columns of an image; (1, 2) for [1, H, W, C] and for [C, H, W].
         activated: maximise behind the ReLU that follows, across a normalisation. Before it, the
-            mean of a first convolution is linear and asks for an image of one colour.
+            mean counts what a filter answers to against what it is silenced by: that of a first
+            convolution is linear and asks for an image of one colour, and that of a filter with
+            mostly negative weights for an empty one.
 
     Raises:
         TypeError: a unit that is none, or without one a function that does not return one array.
@@ -99,7 +104,7 @@ def activation_maximisation(
     ascend, activation = _ascent(maps, shape, (l2, tv), jitter, axes, (low, high))
     start, shifts = jax.random.split(key)
     units = len(maps.index)
-    images = 0.1 * jax.random.normal(start, (units, starts, *shape), like.dtype)
+    images = jax.random.normal(start, (units, starts, *shape), like.dtype)
     images = images if bounds is None else jnp.clip(images, low, high)
     keys = jax.random.split(shifts, steps)
     for i in range(steps):  # not a loop inside XLA, in which convolutions are slow on a CPU
@@ -136,13 +141,18 @@ def _ascent(
     """One compiled step for [units, starts] images, and their activations."""
     l2, tv = penalties
 
+    leaking = maps.leaking(_LEAK)
+
     def mean(arrays: Any, x: jax.Array, unit: jax.Array) -> jax.Array:
         return maps.of(arrays, x)[unit].mean()
+
+    def climbed(arrays: Any, x: jax.Array, unit: jax.Array) -> jax.Array:
+        return maps.of(arrays, x, leaking)[unit].mean()
 
     def step(arrays: Any, x: jax.Array, unit: jax.Array, key: jax.Array, eta: Any) -> jax.Array:
         shift = jax.random.randint(key, (2,), -jitter, jitter + 1) if jitter else None
         seen = x if shift is None else jnp.roll(x, shift, axes)
-        g = jax.grad(mean, 1)(arrays, seen, unit)
+        g = jax.grad(climbed, 1)(arrays, seen, unit)
         g = g if shift is None else jnp.roll(g, -shift, axes)
         g = g / (jnp.sqrt(jnp.mean(g**2)) + 1e-12)
         g = g - l2 * x - (tv * jax.grad(_variation)(x, axes) if tv else 0.0)

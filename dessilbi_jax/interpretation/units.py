@@ -17,6 +17,7 @@ from jax.extend.core import Literal
 from dessilbi_jax.frameworks import as_network, is_module
 from dessilbi_jax.interpretation.computation import (
     Rule,
+    bound,
     evaluate,
     needed_for,
     reached_from,
@@ -251,6 +252,21 @@ class Maps:
         """The rule under which ReLUs pass only what is positive both ways."""
         traced = self.traced
         return guided_rule(traced.jaxpr, traced.closed.consts, eqns=self.eqns)
+
+    def leaking(self, slope: float) -> Rule:
+        """The rule under which a ReLU that the maps are looked at behind passes some below 0."""
+        traced = self.traced
+        found = relus(traced.jaxpr, traced.closed.consts)
+        last = None if self.place is None else traced.makers.get(id(self.place.var))
+
+        def rule(eqn: Any, ins: list[Any]) -> list[Any] | None:
+            if eqn is not last or id(eqn) not in found:
+                return None
+            x = ins[found[id(eqn)]]
+            (out,) = bound(traced.jaxpr, eqn, ins)
+            return [out + slope * jnp.minimum(x, 0)]
+
+        return rule
 
     def of(self, arrays: Sequence[Any], x: jax.Array, rule: Rule | None = None) -> jax.Array:
         """The maps [k, elements] on an input."""
