@@ -52,7 +52,8 @@ def activation_maximisation(
     where rms(g) is the root of the mean square of g, so that one set of penalties serves layers of
     any scale, and TV(x) = Σ √(|∂x|² + ε) is the total variation. The image is shifted at random
     before each gradient and back behind it. With `activated`, the ReLU that follows passes 1 % of
-    what is below 0 in g, so that a start which does not reach it still climbs. All starts, and all units, are one compiled step.
+    what is below 0 in g, so that a start which does not reach it still climbs. All starts, and all
+    units, are one compiled step.
 
     Args:
         fn: `fn(params, x)`, in evaluation mode; or a Flax NNX module or an Equinox module.

@@ -117,7 +117,10 @@ def interpret(
         command: the command line, kept in the file.
 
     Returns:
-        The header of the file: `layer`, `units`, `first`, `panels`, `correlations` and settings.
+        The header of the file: `layer` with its number of `units`, how many are `shown` and how
+        many of these are `silent`, no image having been found that passes their ReLU; `first`, the
+        first layer, with its number of `filters` and how many `entered`; `panels`, `correlations`
+        and settings.
 
     Raises:
         FileNotFoundError: no run, or no images.
@@ -127,7 +130,7 @@ def interpret(
     this = _Run.read(Path(run))
     if len(this.shape) != 4:
         raise ValueError(
-            f"{run} was trained on {this.trained.facts.dataset}, which is text: only what filters "
+            f"{run} was trained on text ({this.trained.facts.dataset}): only what filters "
             "see in images can be drawn"
         )
     if filters < 1:
@@ -201,7 +204,11 @@ def interpret(
         "format": FORMAT,
         "layer": layer,
         "units": makers[layer],
+        "shown": len(units),
+        "silent": {name: int((arrays[f"activation_{name}"] <= 0).sum()) for name in ("w", "gamma")},
         "first": first,
+        "filters": makers[first],
+        "entered": int((arrays["first_entry"] >= 0).sum()),
         "activated": activated,
         "step": max(checkpoints(Path(run))),
         "settings": {
