@@ -62,7 +62,9 @@ def maximal_images(run: Run, looked: Looked) -> Picture:
                 colours = scale.to_rgba(np.array([when]))
                 _image(place, images[at], style.WAITING if when < 0 else to_hex(tuple(colours[0])))
                 told = "never" if when < 0 else f"step {count(when)}"
-                told = told if activations[at] > 0 else f"{told}, silent"
+                if activations[at] <= 0:
+                    place.text(0.5, 0.5, "silent", transform=place.transAxes, ha="center",
+                               va="center", fontsize=8.5, color="white")  # fmt: skip
                 place.set_title(f"{unit}: {told}", fontsize=7.5, pad=3)
         if entered.size:
             entry_bar(figure, figure.add_subplot(grid[0, :]), scale)

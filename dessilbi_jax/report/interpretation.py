@@ -128,21 +128,22 @@ def _signed(value: float) -> str:
 def _each(looked: Looked) -> str:
     last = looked.own[-1]
     shown = last.order[:_ROWS]
+    names = [name for name in filters.MEASURES if np.isfinite(looked.measures[name]).any()]
     left = last.order.size - shown.size
     return table(
         f"The filters of {looked.first} by their norm, {last.name}"
         + (f"; the {left} smallest are left out." if left else "."),
-        ["filter", "l2 norm", "entered at step", *filters.MEASURES.values()],
+        ["filter", "l2 norm", "entered at step", *(filters.MEASURES[name] for name in names)],
         [
             (
                 int(i),
                 number(float(last.norms[i])),
                 "never" if looked.first_entry[i] < 0 else count(looked.first_entry[i]),
-                *(_value(looked.measures[name][i]) for name in filters.MEASURES),
+                *(_value(looked.measures[name][i]) for name in names),
             )
             for i in shown
         ],
-        numbers=range(1, 6),
+        numbers=range(1, 3 + len(names)),
     )
 
 

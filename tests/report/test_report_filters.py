@@ -75,8 +75,10 @@ def test_images_stand_beside_the_path_in_the_colours_of_entry(run):
     figure = filters.maximal_images(read_run(run), looked).figure
     titles = [axes.get_title("left") for axes in figure.axes if axes.images]
     assert titles == [
-        "2: step 9", "0: step 20, silent", "4: step 40", "2: step 9", "0: step 20", "4: step 40",
+        "2: step 9", "0: step 20", "4: step 40", "2: step 9", "0: step 20", "4: step 40",
     ]  # fmt: skip
+    silent = [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.images]
+    assert silent == [[], ["silent"], [], [], [], []]
     paths = {axes.get_title("left") for axes in figure.axes}
     assert {"conv1/kernel  ‖W‖", "conv1/kernel  ‖Γ‖"} <= paths
     framed = [axes.spines["left"].get_edgecolor() for axes in figure.axes if axes.images]
