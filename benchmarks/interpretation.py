@@ -28,9 +28,9 @@ _LENET5 = TrainConfig(
     structure="filters", density=0.5, nu=20.0, records_per_epoch=8, holdout=0.02,
 )  # fmt: skip
 _VGG = TrainConfig(
-    network="vgg-small", dataset="cifar10", widths=(48, 12, 24), epochs=2, learning_rate=0.05,
+    network="vgg-small", dataset="cifar10", widths=(48, 12, 24), epochs=1, learning_rate=0.05,
     schedule="cosine", weight_decay=5e-4, structure="filters", density=0.5, nu=100.0,
-    records_per_epoch=4, holdout=0.02,
+    records_per_epoch=8, holdout=0.02,
 )  # fmt: skip
 _SMOKE = TrainConfig(
     network="vgg-small", dataset="digits", widths=(6, 4), epochs=2, learning_rate=0.1,

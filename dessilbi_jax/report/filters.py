@@ -62,9 +62,10 @@ def maximal_images(run: Run, looked: Looked) -> Picture:
                 colours = scale.to_rgba(np.array([when]))
                 _image(place, images[at], style.WAITING if when < 0 else to_hex(tuple(colours[0])))
                 told = "never" if when < 0 else f"step {count(when)}"
-                if activations[at] <= 0:
-                    place.text(0.5, 0.5, "silent", transform=place.transAxes, ha="center",
-                               va="center", fontsize=8.5, color="white")  # fmt: skip
+                if half and when < 0:  # nothing of it is left to look at
+                    _said(place, "not in Γ")
+                elif activations[at] <= 0:
+                    _said(place, "silent")
                 place.set_title(f"{unit}: {told}", fontsize=7.5, pad=3)
         if entered.size:
             entry_bar(figure, figure.add_subplot(grid[0, :]), scale)
@@ -85,6 +86,12 @@ def _image(axes: Axes, pixels: np.ndarray, frame: str) -> None:
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set(visible=True, color=frame, linewidth=2.2)
+
+
+def _said(axes: Axes, words: str) -> None:
+    """Writes a word or two in the place of what cannot be seen in an image."""
+    box = axes.transAxes
+    axes.text(0.5, 0.5, words, transform=box, ha="center", va="center", fontsize=8.5, color="white")
 
 
 def _enlarged(pixels: np.ndarray, least: int) -> np.ndarray:

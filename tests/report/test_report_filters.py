@@ -41,7 +41,7 @@ def arrays():
         return RNG.integers(0, 256, shape, dtype=np.uint8)
 
     out = {
-        "layer_entry": ENTRY, "layer_units": np.array([2, 0, 4]), "first_entry": ENTRY,
+        "layer_entry": ENTRY, "layer_units": np.array([2, 0, 1]), "first_entry": ENTRY,
         "maximal_w": pixels(3, 8, 8, 3), "maximal_gamma": pixels(3, 8, 8, 3),
         "activation_w": np.array([1.0, 0.0, 2.0]), "activation_gamma": np.ones(3),
         "images": pixels(2, 8, 8, 3), "measure_saturation": np.linspace(0.1, 0.6, 6),
@@ -75,10 +75,10 @@ def test_images_stand_beside_the_path_in_the_colours_of_entry(run):
     figure = filters.maximal_images(read_run(run), looked).figure
     titles = [axes.get_title("left") for axes in figure.axes if axes.images]
     assert titles == [
-        "2: step 9", "0: step 20", "4: step 40", "2: step 9", "0: step 20", "4: step 40",
+        "2: step 9", "0: step 20", "1: never", "2: step 9", "0: step 20", "1: never",
     ]  # fmt: skip
     silent = [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.images]
-    assert silent == [[], ["silent"], [], [], [], []]
+    assert silent == [[], ["silent"], [], [], [], ["not in Γ"]]
     paths = {axes.get_title("left") for axes in figure.axes}
     assert {"conv1/kernel  ‖W‖", "conv1/kernel  ‖Γ‖"} <= paths
     framed = [axes.spines["left"].get_edgecolor() for axes in figure.axes if axes.images]
