@@ -16,9 +16,13 @@ from jax.extend.core import Literal
 
 from dessilbi_jax.frameworks import as_network, is_module
 from dessilbi_jax.interpretation.computation import (
+    OWN_GRADIENT,
     Rule,
+    bodies,
     bound,
+    closed_again,
     evaluate,
+    flat,
     needed_for,
     reached_from,
     users_of,
@@ -93,20 +97,28 @@ class Traced:
         self.leaves = dict(zip([p for p, _ in named], self.jaxpr.invars, strict=False))
         self.data = reached_from(self.jaxpr, [self.jaxpr.invars[-1]])
         self.users = users_of(self.jaxpr)
+        self.readers = self._readers()
         self.makers = {id(var): eqn for eqn in self.jaxpr.eqns for var in eqn.outvars}
 
     def is_data(self, var: Any) -> bool:
         """Whether a variable depends on the input."""
         return not isinstance(var, Literal) and var in self.data
 
-    def readers(self, path: str) -> list[Any]:
-        """The equations in which a leaf, or what is made of it alone, meets the input."""
-        derived = reached_from(self.jaxpr, [self.leaves[path]]) - self.data
-        return [
-            eqn for eqn in self.jaxpr.eqns
-            if any(not isinstance(var, Literal) and var in derived for var in eqn.invars)
-            and any(map(self.is_data, eqn.outvars))
-        ]  # fmt: skip
+    def _readers(self) -> dict[str, list[Any]]:
+        """By path, the equations in which a leaf, or what is made of it alone, meets the input."""
+        none: frozenset[str] = frozenset()
+        origins = {var: frozenset({path}) for path, var in self.leaves.items()}
+        readers: dict[str, list[Any]] = {path: [] for path in self.leaves}
+        for eqn in self.jaxpr.eqns:
+            of = none.union(
+                *(origins.get(var, none) for var in eqn.invars if not isinstance(var, Literal))
+            )
+            if any(map(self.is_data, eqn.outvars)):
+                for path in of:
+                    readers[path].append(eqn)
+            elif of:
+                origins.update(dict.fromkeys(eqn.outvars, of))
+        return readers
 
     def place(self, path: str) -> Place:
         """Where the map of a leaf's units is.
@@ -114,7 +126,7 @@ class Traced:
         Raises:
             ValueError: the leaf makes no units, or they cannot be told, with the reason.
         """
-        readers = self.readers(path)
+        readers = self.readers[path]
         if len(readers) != 1:
             raise ValueError(f"{len(readers)} operations read it together with the input")
         (eqn,) = readers
@@ -183,6 +195,12 @@ def _outputs(eqn: Any, is_leaf: Sequence[bool]) -> tuple[int, ...] | None:
     if sum(is_leaf) != 1:
         return None
     at = list(is_leaf).index(True)
+    if eqn.primitive.name in OWN_GRADIENT:  # as a convolution with a faster one of its kernel
+        body = flat(closed_again(bodies(eqn)[0])).jaxpr
+        if len(body.eqns) != 1 or body.outvars[0] is not body.eqns[0].outvars[0]:
+            return None
+        of_leaf = [var is body.invars[at] for var in body.eqns[0].invars]
+        return _outputs(body.eqns[0], of_leaf)
     if eqn.primitive.name == "conv_general_dilated" and at == 1:
         return (eqn.params["dimension_numbers"].out_spec[1],)
     if eqn.primitive.name != "dot_general":
@@ -364,7 +382,7 @@ def _places(traced: Traced) -> dict[str, Place]:
             place = traced.place(path)
         except ValueError:
             continue
-        found.append((order[id(traced.readers(path)[0])], path, place))
+        found.append((order[id(traced.readers[path][0])], path, place))
     return {path: place for _, path, place in sorted(found, key=lambda each: each[0])}
 
 

@@ -143,6 +143,21 @@ def test_several_units_without_a_unit_and_before_or_behind_the_relu():
     np.testing.assert_allclose(behind, on[:, None] * kernel[:, 1], atol=1e-6)
 
 
+@jax.custom_vjp
+def product(x, kernel):
+    return x @ kernel
+
+
+product.defvjp(lambda x, k: (x @ k, (x, k)), lambda s, g: (g @ s[1].T, s[0].T @ g))
+
+
+def test_a_product_with_a_gradient_of_its_own_makes_units_too():
+    def own(p, x):
+        return product(jax.nn.relu(x @ p["a"]["kernel"] + p["a"]["bias"]), p["b"]["kernel"])
+
+    np.testing.assert_allclose(guided_gradients(own, PARAMS, X, UNIT), gradient(by_hand), atol=1e-5)
+
+
 # One convolutional network in four ways: conv, batch normalisation, ReLU, conv, ReLU, dense.
 WEIGHTS = {
     "conv1": RNG.normal(size=(3, 3, 2, 4)), "bias1": RNG.normal(size=4),
