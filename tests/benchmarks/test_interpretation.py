@@ -41,7 +41,7 @@ def trained(monkeypatch):
 @pytest.mark.parametrize("way", list(interpretation.WAYS))
 def test_each_way_is_trained_and_put_beside_sgd(way, trained, tmp_path, capsys):
     args = argparse.Namespace(work=tmp_path, data_dir="there", budget="cpu")
-    row = interpretation.measure(interpretation.BUDGETS["cpu"][1], way, args)
+    row = interpretation.measure(interpretation.BUDGETS["cpu"][1][0], way, args)
     (config, out), options = trained
     assert (config.nu == 1e9) == (way == "sgd")
     assert config.kappa == (10.0 if way == "kappa=10" else 1.0)
