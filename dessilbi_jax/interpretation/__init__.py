@@ -1,8 +1,8 @@
 """What the filters of a network respond to.
 
-`computation` reads a network's jaxpr without its calls, `relus` finds the ReLUs in it, `units` the
-output of the layer that a leaf belongs to; `guided` and `maximise` look at it, and `measures` puts
-numbers to filters and to what they go with.
+`computation` reads a network's jaxpr without its calls, `relus` finds the ReLUs in it, `traced` and
+`units` the output of the layer that a leaf belongs to; `guided` and `maximise` look at it, and
+`measures` puts numbers to filters and to what they go with.
 """
 
 from dessilbi_jax.interpretation.guided import guided_gradients

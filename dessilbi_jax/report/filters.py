@@ -144,7 +144,7 @@ def _mosaic(axes: Axes, pixels: np.ndarray, framed: np.ndarray, across: int) -> 
         if framed[i]:
             corner = (left - 0.5 - gap / 4, top - 0.5 - gap / 4)
             sides = (width + gap / 2, height + gap / 2)
-            axes.add_patch(Rectangle(corner, *sides, fill=False, ec=SELECTED, lw=1.3))
+            axes.add_patch(Rectangle(corner, *sides, fill=False, ec=SELECTED, lw=1.6))
     axes.imshow(sheet, interpolation="none", cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
 

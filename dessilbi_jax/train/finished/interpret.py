@@ -1,6 +1,5 @@
 """What the filters of a run respond to, computed once and kept in its folder for the report."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ import dessilbi_jax as dl
 from dessilbi_jax import files, interpretation, provenance, run_files
 from dessilbi_jax.interpretation.guided import compiled
 from dessilbi_jax.interpretation.units import Maps, maps_of
-from dessilbi_jax.train.finished.trained import Trained, load_run, rows_of
+from dessilbi_jax.train.finished.filter_run import FilterRun, as_images, beside_of
+from dessilbi_jax.train.finished.trained import rows_of
 from dessilbi_jax.train.run_folder.weights import checkpoints
 from dessilbi_jax.tree import find_leaf, leaf_paths
 
@@ -22,62 +22,6 @@ KIND = "interpretation"
 FORMAT = 1
 _SIDE = 48  # pixels, of gradients that are kept: of larger images every second, third, … one
 _STARTS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """A run whose filters are looked at.
-
-    Attributes:
-        trained: its network at the last step kept.
-        path: its solution path.
-        leaves: by path, its parameters.
-    """
-
-    trained: Trained
-    path: dl.SolutionPath
-    leaves: dict[str, np.ndarray]
-
-    @classmethod
-    def read(cls, run: Path) -> "_Run":
-        """Reads a folder.
-
-        Raises:
-            FileNotFoundError: it holds no run, or one that has kept nothing yet.
-            ValueError: a file is damaged.
-        """
-        trained = load_run(run)
-        path = dl.SolutionPath.load(run / run_files.PATH)
-        return cls(trained, path, dict(leaf_paths(trained.params)))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(1, height, width, channels), of one image."""
-        return (1, *self.trained.facts.input_shape)
-
-    def forward(self, tree: Any, x: jax.Array) -> jax.Array:
-        """The logits, of parameters and batch statistics."""
-        return self.trained.network().evaluate(tree["params"], tree["stats"], x)
-
-    def entry(self, leaf: str) -> np.ndarray:
-        """When each unit's first group entered Γ; -1 where none has."""
-        count = self.leaves[leaf].shape[-1]
-        if leaf not in self.path.groups:
-            return np.full(count, -1)
-        steps = self.path.entry_steps()[leaf]
-        steps = np.broadcast_to(steps, (*steps.shape[:-1], count)).reshape(-1, count)
-        never = np.iinfo(np.int64).max
-        first = np.where(steps < 0, never, steps).min(axis=0)
-        return np.where(first == never, -1, first)
-
-    def selected(self, leaf: str, step: int) -> np.ndarray:
-        """Which units have something in Γ at the last record up to a step."""
-        count = self.leaves[leaf].shape[-1]
-        records = self.path.steps[self.path.steps <= step]
-        if not records.size or leaf not in self.path.groups:
-            return np.zeros(count, bool)
-        found: np.ndarray = self.path.support(int(records[-1]))[leaf].reshape(-1, count).any(axis=0)
-        return found
 
 
 def interpret(
@@ -127,7 +71,7 @@ def interpret(
         ValueError: a run on text; a layer that is not there, makes no channels, or has no filters
             in Γ; epochs or images that are not there; a run beside it that is of another network.
     """
-    this = _Run.read(Path(run))
+    this = FilterRun.read(Path(run))
     if len(this.shape) != 4:
         raise ValueError(
             f"{run} was trained on text ({this.trained.facts.dataset}): only what filters "
@@ -141,7 +85,7 @@ def interpret(
     makers = {path.removeprefix("params/"): n for path, n in counts.items()}
     first = next(iter(makers))
     layer = _layer(this, layer, makers)
-    other = None if beside is None else _other(this, Path(beside))
+    other = None if beside is None else beside_of(this, Path(beside))
 
     # (1) The images that maximise what entered first.
     entry = this.entry(layer)
@@ -167,7 +111,7 @@ def interpret(
         chosen.append((other, max(checkpoints(other.trained.folder))))
     for i, (each, step) in enumerate(chosen):
         params, stats = checkpoints(each.trained.folder).load(step)
-        weights = _as_images(each, dict(leaf_paths(params))[first], first)
+        weights = as_images(each, dict(leaf_paths(params))[first], first)
         norms = np.sqrt(np.square(weights).sum(axis=(1, 2, 3)))
         order = np.argsort(-norms, kind="stable")
         leaves = jax.tree.leaves({"params": params, "stats": stats})
@@ -191,7 +135,7 @@ def interpret(
     # (3) What goes with norm and time of entry.
     correlations = []
     for each in filter(None, (this, other)):
-        weights = _as_images(each, each.leaves[first], first)
+        weights = as_images(each, each.leaves[first], first)
         measures, found_here = _correlations(weights, each.entry(first))
         correlations += [
             {"run": each.trained.folder.resolve().name, "own": each is this, **row}
@@ -225,7 +169,7 @@ def interpret(
     return header
 
 
-def _layer(run: _Run, given: str | None, makers: dict[str, int]) -> str:
+def _layer(run: FilterRun, given: str | None, makers: dict[str, int]) -> str:
     """The leaf whose filters are drawn.
 
     Raises:
@@ -252,31 +196,6 @@ def _layer(run: _Run, given: str | None, makers: dict[str, int]) -> str:
     return leaf
 
 
-def _other(run: _Run, folder: Path) -> _Run:
-    """The run beside.
-
-    Raises:
-        ValueError: it is of another network, or on other data.
-    """
-    other = _Run.read(folder)
-    mine, theirs = (
-        (
-            r.trained.config.network,
-            r.trained.facts.dataset,
-            {p: x.shape for p, x in r.leaves.items()},
-        )
-        for r in (run, other)
-    )
-    for what, a, b in zip(("network", "data set", "widths"), mine, theirs, strict=True):
-        if a != b:
-            told = "" if what == "widths" else f" ({b}, not {a})"
-            raise ValueError(
-                f"the run in {folder} has another {what} than the one in {run.trained.folder}"
-                f"{told}: their filters cannot stand side by side"
-            )
-    return other
-
-
 def _first_in(entry: np.ndarray, leaf: np.ndarray) -> np.ndarray:
     """The units that entered, the earliest first; where none has, all, the largest first."""
     norms = np.sqrt(np.square(leaf.astype(np.float64)).reshape(-1, leaf.shape[-1]).sum(axis=0))
@@ -286,7 +205,7 @@ def _first_in(entry: np.ndarray, leaf: np.ndarray) -> np.ndarray:
 
 
 def _maximal(
-    run: _Run, tree: Any, layer: str, units: np.ndarray, steps: int, seed: int
+    run: FilterRun, tree: Any, layer: str, units: np.ndarray, steps: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best image [units, height, width, channels] for each unit, as bytes; its activation."""
     mean, std = (np.asarray(x, np.float32) for x in (run.trained.facts.mean, run.trained.facts.std))
@@ -301,7 +220,7 @@ def _maximal(
     return images, np.asarray(found.activations)[:, 0]
 
 
-def _has_relu_behind(run: _Run, tree: Any, layer: str) -> bool:
+def _has_relu_behind(run: FilterRun, tree: Any, layer: str) -> bool:
     like = jax.ShapeDtypeStruct(run.shape, jnp.float32)
     try:
         maps_of(run.forward, tree, like, (f"params/{layer}", 0), True)
@@ -311,7 +230,7 @@ def _has_relu_behind(run: _Run, tree: Any, layer: str) -> bool:
 
 
 def _images(
-    run: _Run, wanted: Sequence[int], data_dir: str | Path | None
+    run: FilterRun, wanted: Sequence[int], data_dir: str | Path | None
 ) -> tuple[np.ndarray, jax.Array]:
     """Held-out images as bytes, and as the network is given them.
 
@@ -333,7 +252,7 @@ def _images(
     return pixels, run.trained.network().normalise(jnp.asarray(pixels))
 
 
-def _steps(run: _Run, epochs: Sequence[int] | None) -> list[int]:
+def _steps(run: FilterRun, epochs: Sequence[int] | None) -> list[int]:
     """The kept steps whose weights are shown.
 
     Raises:
@@ -354,28 +273,12 @@ def _steps(run: _Run, epochs: Sequence[int] | None) -> list[int]:
 
 
 def _first_maps(
-    run: _Run, tree: Any, inputs: jax.Array, first: str, count: int
+    run: FilterRun, tree: Any, inputs: jax.Array, first: str, count: int
 ) -> tuple[Maps, bool]:
     """The maps of all units of the first layer, behind the ReLU that follows if there is one."""
     activated = _has_relu_behind(run, tree, first)
     unit = (f"params/{first}", range(count))
     return maps_of(run.forward, tree, inputs, unit, activated), activated
-
-
-def _as_images(run: _Run, leaf: np.ndarray, name: str) -> np.ndarray:
-    """The filters of the first layer [filters, height, width, channels].
-
-    Raises:
-        ValueError: they are no images.
-    """
-    if leaf.ndim == 4:
-        return np.moveaxis(np.asarray(leaf, np.float64), -1, 0)
-    if leaf.ndim == 2 and leaf.shape[0] == math.prod(run.shape):
-        return np.asarray(leaf.T, np.float64).reshape(-1, *run.shape[1:])
-    raise ValueError(
-        f"the first layer, {name} of shape {leaf.shape}, does not see pixels: its filters cannot "
-        "be drawn"
-    )
 
 
 def _correlations(
