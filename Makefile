@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 # The core: its rooms and the ground floor. The files at the top of the package have doctests.
-ROOMS := structure prox optimizer tickets dependency slimming growing
+ROOMS := structure prox optimizer tickets dependency slimming growing interpretation
 CORE := $(addprefix tests/,$(ROOMS)) $(filter-out tests/test_notebooks.py,$(wildcard tests/test_*.py)) \
 	$(addprefix dessilbi_jax/,$(ROOMS)) $(wildcard dessilbi_jax/[!_]*.py) dessilbi_jax/__init__.py
 # A crashed worker ends the run: with its place taken by another, the run can wait for ever.

@@ -17,10 +17,11 @@ WEIGHTS = "weights"
 TICKET = "ticket.npz"
 RETRAINED = "retrained"
 SLIM = "slim"
+INTERPRETATION = "interpretation.npz"
 LOCK = "run.lock"
 OURS = {
     CONFIG, METRICS, PATH, PATH + ".previous", NORMS, GROWTH, CHECKPOINTS, RESULT, REPORT, WEIGHTS,
-    TICKET, RETRAINED, SLIM, LOCK,
+    TICKET, RETRAINED, SLIM, INTERPRETATION, LOCK,
 }  # fmt: skip
 # What a run that was killed while writing can leave behind.
 _NAMES = "|".join(map(re.escape, sorted(OURS)))

@@ -16,7 +16,7 @@ PACKAGE = Path(dessilbi_jax.__file__).parent
 GROUND = ["tree", "files", "run_files", "text", "provenance", "frameworks"]
 ORDER = [
     *GROUND, "structure", "prox", "dependency", "optimizer", "tickets", "slimming", "growing",
-    "__init__", "report", "train", "cli", "__main__",
+    "interpretation", "__init__", "report", "train", "cli", "__main__",
 ]  # fmt: skip
 # Rooms beside the others, and what of ours they may import.
 APART = {"models": set(), "data": set(GROUND)}

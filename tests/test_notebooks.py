@@ -164,3 +164,20 @@ def test_scaling_leaves_the_numbers_it_speaks_of(executed):
         assert 0.125 <= numbers[f"share_of_{tree}"] < 0.15
     lines = (folder / "scaled" / "metrics.jsonl").read_text().splitlines()
     assert numbers["steps_of_the_resumed_run"] == json.loads(lines[-1])["step"] == 60
+
+
+def test_growing_and_looking_leaves_the_numbers_it_speaks_of(executed):
+    notebook, _ = executed("04_growing_and_looking")
+    (result,) = outputs(notebook, "execute_result")
+    numbers = ast.literal_eval(result.data["text/plain"])
+    # It grew, and stopped by itself.
+    assert numbers["widths"][0] == (4, 4)
+    assert min(numbers["widths"][-1]) > 4
+    assert numbers["widths"] == sorted(numbers["widths"])
+    assert max(numbers["widths"][-1]) < 32
+    assert numbers["done"]
+    assert numbers["largest_difference"] < 1e-5
+    assert numbers["accuracy_grown"] >= 0.93
+    assert numbers["accuracy_tuned"] >= 0.93
+    assert 0.5 < numbers["share_of_flops"] <= 0.75
+    assert len([o for o in outputs(notebook, "display_data") if "image/png" in o.data]) == 2

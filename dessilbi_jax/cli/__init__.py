@@ -94,6 +94,8 @@ def _run(words: list[str]) -> int:
             tickets.slim(args, words)
         case "evaluate":
             tickets.evaluate(args)
+        case "interpret":
+            tickets.interpret(args, words)
         case "report":
             from dessilbi_jax import report
 

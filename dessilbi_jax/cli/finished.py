@@ -1,4 +1,4 @@
-"""The commands about tickets: take, retrain, slim, evaluate."""
+"""The commands on finished runs: ticket, retrain, slim, evaluate, interpret."""
 
 import argparse
 import shlex
@@ -181,3 +181,46 @@ def evaluate(args: argparse.Namespace) -> None:
         f"{found['network']}: accuracy {percent(found['accuracy'])}, loss {found['loss']:.4f} "
         f"({found['images']:,} {found['split']} rows)"
     )
+
+
+def interpret(args: argparse.Namespace, words: list[str]) -> None:
+    """Looks at the filters of a run, and prints what goes with what."""
+    from dessilbi_jax import report
+    from dessilbi_jax.train.finished.interpret import interpret as look
+
+    found = look(
+        args.run,
+        layer=args.layer,
+        beside=args.beside,
+        images=args.image,
+        epochs=args.epochs,
+        filters=args.filters,
+        steps=args.steps,
+        seed=args.seed,
+        data_dir=args.data_dir,
+        command=shlex.join(["dessilbi", *words]),
+    )
+    print(correlations(found))
+    print(f"The filters are in {report.write(args.run)}.")
+
+
+def correlations(found: dict[str, Any]) -> str:
+    """Returns the rank correlations of a first layer, from what interpretation.npz says.
+
+    Example:
+        >>> row = {"run": "a", "measure": "frequency", "pairs": 20, "low": 0.1, "high": 0.8}
+        >>> print(correlations({"first": "conv1/kernel", "correlations": [
+        ...     {**row, "against": "norm", "rho": 0.5}, {**row, "against": "entry", "rho": None}]}))
+        conv1/kernel, rank correlations with 95 % intervals
+        run  measure    with   ρ
+        a    frequency  norm   +0.50  +0.10…+0.80
+        a    frequency  entry  –
+    """
+    rows = [("run", "measure", "with", "ρ", "")]
+    for row in found["correlations"]:
+        rho, low, high = (row[name] for name in ("rho", "low", "high"))
+        value = "–" if rho is None else f"{rho:+.2f}"
+        interval = "" if rho is None or low is None else f"{low:+.2f}…{high:+.2f}"
+        rows.append((row["run"], row["measure"], row["against"], value, interval))
+    head = f"{found['first']}, rank correlations with 95 % intervals"
+    return f"{head}\n{columns(rows, right=set())}"

@@ -15,8 +15,8 @@ from dessilbi_jax.train.config import (
 from dessilbi_jax.train.presets import GROW_EVERY, PRESETS
 
 COMMANDS = (
-    "train", "demo", "ticket", "retrain", "slim", "evaluate", "report", "presets", "describe",
-    "info",
+    "train", "demo", "ticket", "retrain", "slim", "evaluate", "interpret", "report", "presets",
+    "describe", "info",
 )  # fmt: skip
 # Options that are fields of TrainConfig: how they are read, and what they are.
 _OPTIONS: dict[str, tuple[Any, str]] = {
@@ -336,6 +336,31 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="batch sizes to time (default: 1 128)",
     )  # fmt: skip
     slim.add_argument("--out", metavar="DIR", help="default: `slim` beside the ticket")
+
+    look = add("interpret", "show what the filters of a run respond to, in its report", images)
+    look.add_argument("run", metavar="RUN", help="folder of the run")
+    look.add_argument(
+        "--layer", metavar="PATH",
+        help="kernel whose filters' images are made (default: the last convolution's)",
+    )  # fmt: skip
+    look.add_argument(
+        "--beside", metavar="RUN2", help="another run of the same network, such as one by SGD"
+    )
+    look.add_argument(
+        "--image", type=int, nargs="+", default=[0, 1, 2], metavar="N",
+        help="held-out images for guided gradients (default: 0 1 2)",
+    )  # fmt: skip
+    look.add_argument(
+        "--epochs", type=int, nargs="+", metavar="N",
+        help="epochs whose weights are shown (default: the first, the middle and the last kept)",
+    )  # fmt: skip
+    look.add_argument(
+        "--filters", type=int, default=12, metavar="N", help="images made at most (default: 12)"
+    )
+    look.add_argument(
+        "--steps", type=int, default=128, metavar="N", help="of the ascent (default: 128)"
+    )
+    look.add_argument("--seed", type=int, default=0, metavar="N", help="of the starts (default: 0)")
 
     evaluate = add("evaluate", "accuracy and loss of a run, a retrained or a slim network", images)
     evaluate.add_argument("network", metavar="DIR", help="folder that train, retrain or slim wrote")

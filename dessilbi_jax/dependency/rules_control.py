@@ -71,14 +71,20 @@ def _loop(self: Follower, body: Any, consts: list[Value], carry: list[Value], xs
     return [as_now(v) for v in carry], out[len(carry) :]
 
 
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many behind them are carried."""
+    p = eqn.params
+    if "num_consts" in p:
+        return p["num_consts"], p["num_carry"]
+    first, second, *_ = (len(part) for part in p["ft_in"].unpack())
+    return first, second
+
+
 @primitive(RULES, "scan")
 def _scan(self: Follower, eqn: Any, ins: list[Value]) -> list[Value]:
     p = eqn.params
-    if "num_consts" in p:
-        first, second = p["num_consts"], p["num_consts"] + p["num_carry"]
-    else:
-        sizes = [len(part) for part in p["ft_in"].unpack()]
-        first, second = sizes[0], sizes[0] + sizes[1]
+    first, carried = scan_counts(eqn)
+    second = first + carried
     xs = []
     for v in ins[second:]:
         self.fix(v.axes[0], Reason.SCANNED.at(self.where(eqn)))

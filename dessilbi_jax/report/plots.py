@@ -176,12 +176,13 @@ def _layer_heat_map(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> 
     return figure
 
 
-def _scale(first: float, last: float) -> ScalarMappable:
+def entry_scale(first: float, last: float) -> ScalarMappable:
     """Returns the colours of entry times between two steps."""
     return ScalarMappable(Normalize(first, max(last, first + 1)), style.entry_colours())
 
 
-def _entry_bar(figure: Figure, axes: Axes, scale: ScalarMappable) -> None:
+def entry_bar(figure: Figure, axes: Axes, scale: ScalarMappable) -> None:
+    """Draws the bar that says which step each colour of entry stands for."""
     bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
     axes.set_title("step at which a group entered", fontsize=9)
     bar.outline.set_visible(False)
@@ -212,7 +213,7 @@ def solution_path(run: Run) -> Picture | None:
     leaves = norms.leaves[:PANELS]
     across = 1 if len(leaves) <= 4 else 2  # leaves in a row, two panels each
     down = math.ceil(len(leaves) / across)
-    scale = _scale(float(norms.steps[0]), float(norms.steps[-1]))
+    scale = entry_scale(float(norms.steps[0]), float(norms.steps[-1]))
     entered = [leaf.entry() >= 0 for leaf in leaves]
     with style.context():
         height = (1.75 if across == 1 else 1.55) * down + 0.75
@@ -223,14 +224,14 @@ def solution_path(run: Run) -> Picture | None:
             row, first = 1 + i // across, 2 * (i % across)
             for side, (values, symbol) in enumerate(((leaf.w, "W"), (leaf.gamma, "Γ"))):
                 axes = figure.add_subplot(grid[row, first + side])
-                _norm_panel(axes, norms.steps, leaf, values, scale)
+                norm_panel(axes, norms.steps, leaf, values, scale)
                 axes.set_title(_panel_title(leaf.name, symbol, across))
                 if i >= len(leaves) - across:  # nothing below it
                     axes.set_xlabel("step")
                 else:
                     axes.tick_params(labelbottom=False)
         if any(e.any() for e in entered):
-            _entry_bar(figure, figure.add_subplot(grid[0, :]), scale)
+            entry_bar(figure, figure.add_subplot(grid[0, :]), scale)
     ends = ", ".join(
         f"{leaf.name} {e.sum()} of {e.size}" for leaf, e in zip(leaves, entered, strict=True)
     )
@@ -245,7 +246,7 @@ def solution_path(run: Run) -> Picture | None:
     return Picture(figure, alt, remark)
 
 
-def _norm_panel(
+def norm_panel(
     axes: Axes, steps: np.ndarray, leaf: LeafNorms, values: np.ndarray, scale: ScalarMappable
 ) -> None:
     """Draws one leaf's curves: grey before the record of entry, coloured from it on."""
@@ -277,7 +278,7 @@ def entry_times(run: Run) -> Picture | None:
     entries = {name: np.asarray(e).ravel() for name, e in run.path.entry_steps().items()}
     steps = np.asarray(run.path.steps)
     shown = list(entries.items())[:PANELS]
-    scale = _scale(float(steps[0]), float(steps[-1]))
+    scale = entry_scale(float(steps[0]), float(steps[-1]))
     columns = _columns(e for _, e in shown)
     rows = [math.ceil(e.size / columns) if e.size <= TILES else 0 for _, e in shown]
     heights = [0.3 + 0.95 * WIDTH / columns * r if r else 1.35 for r in rows]
@@ -292,7 +293,7 @@ def entry_times(run: Run) -> Picture | None:
             else:
                 _histogram(axes, entry, steps, scale)
         if any((e >= 0).any() for _, e in shown):
-            _entry_bar(figure, bar, scale)
+            entry_bar(figure, bar, scale)
         else:
             bar.set_visible(False)
     ends = "; ".join(_entry_words(name, entry) for name, entry in shown)

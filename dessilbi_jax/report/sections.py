@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from dessilbi_jax.report import plots
 from dessilbi_jax.report.growth import growth
+from dessilbi_jax.report.interpretation import interpretation
 from dessilbi_jax.report.page import Section, figure, paragraph, settings, table
 from dessilbi_jax.report.plots import Picture
 from dessilbi_jax.report.run import Layer, Run
@@ -260,6 +261,7 @@ SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     curves,
     layers,
     entry_times,
+    interpretation,
     ticket,
     hyper_parameters,
     again,

@@ -93,6 +93,7 @@ section {{ margin-top: 3rem; }}
 figure {{ margin: 1.25rem 0 0; }}
 figure img {{ display: block; width: 100%; min-width: 38rem; height: auto; }}
 figure .wide {{ margin: 0; }}
+figure + p {{ margin-top: 1.25rem; }}
 figcaption {{ font-size: .9375rem; line-height: 1.5; color: var(--muted); margin-top: .5rem;
   max-width: 46rem; text-wrap: pretty; }}
 .wide {{ overflow-x: auto; margin: 1.25rem 0 0; }}

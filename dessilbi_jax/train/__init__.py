@@ -2,7 +2,8 @@
 
 `TrainConfig` and the presets import nothing heavy; `fit`, which trains, `load_params` and
 `checkpoints`, which read what it left, and what is made of that (`take_ticket`, `retrain`,
-`make_slim`, `evaluate`) are loaded when they are asked for and need the extra `[train]`.
+`make_slim`, `evaluate`, `interpret`) are loaded when they are asked for and need the extra
+`[train]`.
 
 Example:
     >>> from dessilbi_jax import train
@@ -18,6 +19,7 @@ from dessilbi_jax.train.presets import PRESETS, Preset, get_preset
 
 if TYPE_CHECKING:
     from dessilbi_jax.train.finished.evaluate import evaluate
+    from dessilbi_jax.train.finished.interpret import interpret
     from dessilbi_jax.train.finished.make_slim import make_slim
     from dessilbi_jax.train.finished.retrain import retrain
     from dessilbi_jax.train.finished.take_ticket import take_ticket
@@ -35,6 +37,7 @@ __all__ = [
     "evaluate",
     "fit",
     "get_preset",
+    "interpret",
     "load_params",
     "make_slim",
     "retrain",
@@ -48,6 +51,7 @@ _LATER = {
     "checkpoints": "run_folder.weights",
     "take_ticket": "finished.take_ticket",
     "retrain": "finished.retrain",
+    "interpret": "finished.interpret",
     "make_slim": "finished.make_slim",
     "evaluate": "finished.evaluate",
 }

@@ -214,3 +214,17 @@ def test_describe_shows_what_can_be_cut_out(capsys):
     assert "what can be cut out, for one row of the batch:" in text
     assert "parameters in 448 groups" in text
     assert "conv6/kernel" in text
+
+
+def test_interpret_prints_what_goes_with_what_and_renews_the_report(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    words = ["--steps", "1", "--filters", "1", "--image", "0", "--epochs", "2"]
+    lines = said(capsys, "interpret", copy, *words)
+    assert lines[0] == "fc1/kernel, rank correlations with 95 % intervals"
+    assert lines[1].split() == ["run", "measure", "with", "ρ"]
+    assert [line.split()[1] for line in lines[4:8]] == ["frequency"] * 2 + ["orientation"] * 2
+    assert lines[-1] == f"The filters are in {copy}/report.html."
+    assert "What the filters respond to" in (copy / "report.html").read_text()
+    assert cli.main(["interpret", str(copy), "--layer", "fc1/bias"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dessilbi: error: fc1/bias makes no channels to look at")
