@@ -57,6 +57,13 @@ def signals_act():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_piles_up():
+    """What one module has compiled is of no use to the next, and would fill the memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def compiled_in_haste():
     """For a few steps of small networks: optimising the programs would take longer than those."""
