@@ -8,15 +8,19 @@ moment leaves what was there before, whole, or what is new, whole.
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+# Of an archive of ours: how it begins, also where it was cut off, and what the first ones were,
+# which do not say.
+_BEGIN, _HEADER, _FIRST_KIND = 64, b"header.npy", "solution path"
 # What a kill in the middle of a write leaves beside a file: its name, a token, this ending.
 PART = ".part"
 
@@ -32,6 +36,7 @@ def new_file(file: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
         keep: where to move the file that is there, if it is to be kept.
 
     Raises:
+        IsADirectoryError: `file` or `keep` is a folder.
         OSError: it cannot be written: the disk is full or read-only, say, or there is no folder.
 
     Example:
@@ -42,6 +47,9 @@ def new_file(file: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
         ...     print(Path(there, "a.txt").read_text())
         whole
     """
+    for each in (file, keep):
+        if each is not None and each.is_dir():
+            raise IsADirectoryError(f"{each} is a folder, which no file replaces: give a file")
     with _in_place_of(file) as part:
         with part.open("xb") as stream:
             yield stream
@@ -89,6 +97,61 @@ def new_folder(folder: Path) -> Iterator[Path]:
             os.replace(before, folder)
             raise
         shutil.rmtree(before, ignore_errors=True)
+
+
+def foreign(folder: Path, own: re.Pattern[str]) -> list[str]:
+    """Returns what is in a folder, at any depth, besides files of the names `own`.
+
+    Args:
+        folder: the folder; links in it are not followed.
+        own: what the paths of our files match as a whole, from `folder` on, with `/`. An empty
+            folder's path ends with `/`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as there:
+        ...     for name in ("0.bin", "12.bin", "mine.bin"):
+        ...         _ = Path(there, name).write_text("")
+        ...     foreign(Path(there), re.compile(r"[0-9]+[.]bin"))
+        ['mine.bin']
+    """
+    return [name for name in _listed(folder) if not own.fullmatch(name)]
+
+
+def remove_own(folder: Path, own: re.Pattern[str], last: Sequence[str] = ()) -> None:
+    """Deletes the files in a folder whose names `own` matches, and folders that are empty then.
+
+    Args:
+        folder: the folder, which stays; links in it are deleted and not followed.
+        own: as `foreign` has it.
+        last: what goes after all else, in this order.
+
+    Raises:
+        OSError: something cannot be deleted.
+    """
+    names = [name for name in _listed(folder) if own.fullmatch(name)]
+    for name in sorted(names, key=lambda name: last.index(name) if name in last else -1):
+        path = folder / name
+        if name.endswith("/"):
+            path.rmdir()
+        else:
+            path.unlink()
+        for above in path.parents:
+            if above == folder or any(above.iterdir()):
+                break
+            above.rmdir()
+
+
+def _listed(folder: Path) -> list[str]:
+    """The paths of all files, links and empty folders (with `/` at the end) below a folder."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        above = Path(place).relative_to(folder)
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        found += [(above / name).as_posix() for name in [*names, *links]]
+        if not folders and not names and place != str(folder):
+            found.append(f"{above.as_posix()}/")
+    return sorted(found)
 
 
 @contextlib.contextmanager
@@ -194,14 +257,18 @@ def write(
     """Writes header and arrays to `file`; nothing half-written stays behind.
 
     Args:
-        file: where to; what is there is replaced.
-        header: what JSON can hold.
+        file: where to; a file of the same kind that is there is replaced, and nothing else.
+        header: what JSON can hold; its "kind" says what the file is.
         arrays: arrays of numbers or bits.
         keep: where to move the file that is there, if it is to be kept.
 
     Raises:
+        FileExistsError: what is there, or at `keep`, is no such file.
         ValueError: a header that JSON cannot hold.
     """
+    for each in (file, keep):
+        if each is not None:
+            check_own(each, str(header.get("kind", _FIRST_KIND)))
     try:
         text = json.dumps(header, allow_nan=True)
     except (TypeError, ValueError) as error:
@@ -227,12 +294,57 @@ def read(file: Path, kind: str, formats: tuple[int, ...]) -> tuple[Any, dict[str
     """
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
         header = json.loads(str(data["header"]))
-        found = header.get("kind", "solution path")  # the first files did not say
+        found = header.get("kind", _FIRST_KIND)
         if found != kind:
             raise ValueError(f"it holds a {found}, expected a {kind}")
         if header["format"] not in formats:
             raise ValueError(f"format {header['format']}, expected {formats[-1]}")
         return header, {name: data[name] for name in data.files if name != "header"}
+
+
+def check_own(file: Path, kind: str) -> None:
+    """Raises unless `write` may put a file of a kind there; changes nothing.
+
+    Only a file of that kind is ever replaced, also where it is damaged; an empty one has nothing
+    to lose.
+
+    Raises:
+        IsADirectoryError: there is a folder.
+        FileExistsError: there is something else.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder, which no file replaces: give a file")
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        start = stream.read(_BEGIN)
+        if not start:
+            return
+        stream.seek(0)
+        try:
+            with np.load(stream, allow_pickle=False) as data:
+                found = json.loads(str(data["header"])).get("kind", _FIRST_KIND)
+        except Exception:  # whatever zip, JSON or NumPy make of it: damaged, or never ours
+            found = kind if _HEADER in start else "a file of another kind"
+    if found != kind:
+        raise FileExistsError(
+            f"{file} is there and is no {kind}, so that it is not replaced: give another file"
+        )
+
+
+def check_text(file: Path, sign: str, kind: str) -> None:
+    """Raises unless a text may be put there: nothing, or a text of ours, which holds `sign`.
+
+    Raises:
+        IsADirectoryError: there is a folder.
+        FileExistsError: there is something else.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder, which no file replaces: give a file")
+    if file.exists() and file.stat().st_size and sign.encode() not in file.read_bytes():
+        raise FileExistsError(
+            f"{file} is there and is no {kind}, so that it is not replaced: give another file"
+        )
 
 
 def previous(file: Path) -> Path:

@@ -27,7 +27,9 @@ def ticket(place, n):
 
 
 def whole_folder(place, n):
-    with folder.written_at_once(place, overwrite=True, kind="note") as part:
+    with folder.written_at_once(
+        place, overwrite=True, kind="note", own=r"result\.json|inner/bytes"
+    ) as part:
         files.write_json(part / "result.json", {"kind": "note", "n": n})
         (part / "inner").mkdir()
         (part / "inner" / "bytes").write_bytes(bytes(50 + n))
@@ -152,6 +154,66 @@ def test_what_a_kill_leaves_is_no_file_of_the_run_and_tidied_away(tmp_path):
     folder.tidy(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["norms.npz"]
     killed.gen.close()
+
+
+def path_of(n):
+    path = dl.SolutionPath()
+    tx = dl.dessilbi(0.1, nu=1.0, lam=0.15)
+    path.record(n, tx.init(PARAMS))
+    return path
+
+
+# What saves one file, by the name of what it writes.
+SAVERS = {
+    "solution path": lambda file: path_of(1).save(file),
+    "ticket": lambda file: ticket(file, 2),
+    "plan": lambda file: plan(file, 2),
+}
+
+
+@pytest.mark.parametrize("name", SAVERS)
+def test_only_a_file_of_the_same_kind_is_replaced(name, tmp_path):
+    place, other = tmp_path / "place", tmp_path / "other"
+    place.mkdir()
+    (place / "mine.txt").write_text("mine")
+    with pytest.raises(IsADirectoryError, match="is a folder, which no file replaces"):
+        SAVERS[name](place)
+    others = [lambda: other.write_text("mine")]
+    others += [lambda kind=kind: SAVERS[kind](other) for kind in SAVERS if kind != name]
+    for write in others:
+        other.unlink(missing_ok=True)
+        write()
+        before = content(tmp_path)
+        with pytest.raises(FileExistsError, match=f"is no {name}, so that it is not replaced"):
+            SAVERS[name](other)
+        assert content(tmp_path) == before
+    # Its own, an empty one, and one of its own that was cut off.
+    for part in (slice(0), slice(None), slice(60)):
+        other.unlink()
+        SAVERS[name](other)
+        other.write_bytes(other.read_bytes()[part])
+        SAVERS[name](other)
+    other.write_bytes(b"PK\x03\x04" + bytes(90))
+    with pytest.raises(FileExistsError):
+        SAVERS[name](other)
+
+
+def test_a_previous_path_that_is_none_is_not_replaced(tmp_path):
+    place, before = tmp_path / "path.npz", tmp_path / "path.npz.previous"
+    path_of(1).save(place)
+    before.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"path\.npz\.previous is there and is no solution"):
+        path_of(2).save(place)
+    assert before.read_text() == "mine"
+
+
+def test_a_folder_with_anothers_file_in_it_is_not_replaced(tmp_path):
+    WRITERS["folder"](tmp_path / "a", 1)
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    before = content(tmp_path)
+    with pytest.raises(FileExistsError, match=r"did not write \(notes\.txt\); none is deleted"):
+        WRITERS["folder"](tmp_path / "a", 2)
+    assert content(tmp_path) == before
 
 
 def test_two_that_write_one_file_do_not_meet(tmp_path):

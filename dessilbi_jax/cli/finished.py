@@ -77,6 +77,7 @@ def retrain(args: argparse.Namespace, words: list[str]) -> None:
         run=args.run,
         dataset=args.dataset,
         data_dir=args.data_dir,
+        resume=args.resume,
         overwrite=args.overwrite,
         command=shlex.join(["dessilbi", *words]),
         progress=Progress(lines=True if args.verbose else None),

@@ -298,6 +298,9 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--dataset", metavar="NAME", help="another data set; the layer of the outputs starts anew"
     )
     retrain.add_argument("--out", metavar="DIR", help="default: `retrained` beside the ticket")
+    retrain.add_argument(
+        "--resume", action="store_true", help="go on with the retraining that was stopped"
+    )
     retrain.add_argument("--verbose", action="store_true", help="a line an epoch")
 
     slim = add("slim", "cut a ticket out: a smaller network, same outputs", of_ticket, made, images)

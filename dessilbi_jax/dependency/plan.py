@@ -248,7 +248,12 @@ class Plan:
         return cls(shapes, keep)
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Writes the plan as a JSON file, at once or not at all."""
+        """Writes the plan as a JSON file, at once or not at all.
+
+        Raises:
+            FileExistsError: there is a file that holds no plan.
+        """
+        files.check_text(Path(file), '{"format"', "plan")
         files.write_atomically(Path(file), json.dumps(self.to_json()) + "\n")
 
     @classmethod

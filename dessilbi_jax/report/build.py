@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dessilbi_jax import files, run_files
 from dessilbi_jax.report import sections
-from dessilbi_jax.report.page import page
+from dessilbi_jax.report.page import GENERATOR, page
 from dessilbi_jax.report.run import read_run
 
 
@@ -33,8 +33,9 @@ def write(run_dir: str | Path) -> Path:
     a run still in progress it shows what there is, so only config.json must be there. An earlier
     report is replaced in one move: on any error it stays as it was.
 
-    Raises FileNotFoundError where the folder or its config.json is not there, ValueError naming the
-    file that is malformed, OSError where the report cannot be written.
+    Raises FileExistsError where report.html is not of this library, FileNotFoundError where the
+    folder or its config.json is not there, ValueError naming the file that is malformed, OSError
+    where the report cannot be written.
 
     >>> import json, tempfile
     >>> config = {"preset": "demo", "config": {"nu": 100.0}, "command": "dessilbi train demo",
@@ -45,5 +46,6 @@ def write(run_dir: str | Path) -> Path:
     report.html
     """
     target = Path(run_dir) / run_files.REPORT
+    files.check_text(target, GENERATOR, "report of a run")
     files.write_atomically(target, render(run_dir))
     return target

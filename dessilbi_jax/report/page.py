@@ -11,6 +11,7 @@ from dessilbi_jax.report import style
 from dessilbi_jax.report.plots import Picture
 from dessilbi_jax.report.text import escape
 
+GENERATOR = "dessilbi_jax"  # by which a page of ours is known
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -18,6 +19,7 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="generator" content="{generator}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -66,6 +68,7 @@ def page(title: str, kicker: str, lead: str, sections: Sequence[Section], footer
     links = "".join(f'<li><a href="#{escape(s.key)}">{escape(s.title)}</a></li>' for s in sections)
     return _PAGE.format(
         title=escape(title),
+        generator=GENERATOR,
         kicker=escape(kicker),
         style=style.CSS,
         lead=lead,

@@ -116,7 +116,8 @@ def fit(
         OSError: the disk is full or not to be written; nothing that was written before is lost.
         FloatingPointError: the loss, or what batch statistics make of it, is no longer finite; or
             with `nonfinite="skip"` every step of an epoch was skipped.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was written. It is a KeyboardInterrupt.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written. It is a
+            KeyboardInterrupt.
 
     Example:
         >>> import tempfile

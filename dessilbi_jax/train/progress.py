@@ -1,5 +1,6 @@
 """What a run says while it goes: a live line and one line an epoch, on a terminal only."""
 
+import contextlib
 import math
 import sys
 import time
@@ -75,5 +76,7 @@ class Progress:
         """Writes over the live line, if there is one."""
         over = f"\r{' ' * self._width}\r" if self._width else ""
         self._width = 0 if end else len(text)
-        self._stream.write(over + text + end)
-        self._stream.flush()
+        # A terminal that was closed takes nothing more, and the run goes on to its checkpoint.
+        with contextlib.suppress(OSError):
+            self._stream.write(over + text + end)
+            self._stream.flush()
