@@ -8,16 +8,16 @@ moment leaves what was there before, whole, or what is new, whole.
 import contextlib
 import json
 import os
-import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+_LONGEST_HEADER, _NPY_HEADER = 2**28, 2**12  # bytes
 # Of an archive of ours: how it begins, also where it was cut off, and what the first ones were,
 # which do not say.
 _BEGIN, _HEADER, _FIRST_KIND = 64, b"header.npy", "solution path"
@@ -99,61 +99,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
-def foreign(folder: Path, own: re.Pattern[str]) -> list[str]:
-    """Returns what is in a folder, at any depth, besides files of the names `own`.
-
-    Args:
-        folder: the folder; links in it are not followed.
-        own: what the paths of our files match as a whole, from `folder` on, with `/`. An empty
-            folder's path ends with `/`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as there:
-        ...     for name in ("0.bin", "12.bin", "mine.bin"):
-        ...         _ = Path(there, name).write_text("")
-        ...     foreign(Path(there), re.compile(r"[0-9]+[.]bin"))
-        ['mine.bin']
-    """
-    return [name for name in _listed(folder) if not own.fullmatch(name)]
-
-
-def remove_own(folder: Path, own: re.Pattern[str], last: Sequence[str] = ()) -> None:
-    """Deletes the files in a folder whose names `own` matches, and folders that are empty then.
-
-    Args:
-        folder: the folder, which stays; links in it are deleted and not followed.
-        own: as `foreign` has it.
-        last: what goes after all else, in this order.
-
-    Raises:
-        OSError: something cannot be deleted.
-    """
-    names = [name for name in _listed(folder) if own.fullmatch(name)]
-    for name in sorted(names, key=lambda name: last.index(name) if name in last else -1):
-        path = folder / name
-        if name.endswith("/"):
-            path.rmdir()
-        else:
-            path.unlink()
-        for above in path.parents:
-            if above == folder or any(above.iterdir()):
-                break
-            above.rmdir()
-
-
-def _listed(folder: Path) -> list[str]:
-    """The paths of all files, links and empty folders (with `/` at the end) below a folder."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        above = Path(place).relative_to(folder)
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        found += [(above / name).as_posix() for name in [*names, *links]]
-        if not folders and not names and place != str(folder):
-            found.append(f"{above.as_posix()}/")
-    return sorted(found)
-
-
 @contextlib.contextmanager
 def _in_place_of(target: Path) -> Iterator[Path]:
     """Context that gives a free name beside `target`, and leaves nothing under it."""
@@ -227,6 +172,30 @@ def write_json(file: Path, value: dict[str, Any]) -> None:
     write_atomically(file, text + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, or nested so deeply that it cannot be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def why(error: Exception) -> str:
+    """Returns what is wrong with an archive, from whatever zip, JSON and NumPy raised.
+
+    Example:
+        >>> why(ValueError("Cannot load file containing pickled data when allow_pickle=False"))
+        'it is no archive of numbers'
+    """
+    if "pickle" in str(error) or "Object arrays" in str(error):
+        return "it is no archive of numbers"
+    return str(error) or type(error).__name__
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
@@ -235,7 +204,7 @@ def read_json(file: Path) -> dict[str, Any]:
         ValueError: the file holds something else.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{file} is not there") from None
     except ValueError as error:
@@ -280,26 +249,47 @@ def write(
         np.savez_compressed(stream, **members)
 
 
-def read(file: Path, kind: str, formats: tuple[int, ...]) -> tuple[Any, dict[str, np.ndarray]]:
+def read(
+    file: Path,
+    kind: str,
+    formats: tuple[int, ...],
+    sizes: Callable[[Any], Mapping[str, int]],
+) -> tuple[Any, dict[str, np.ndarray]]:
     """Header and arrays of a file that `write` wrote.
+
+    Nothing is unpacked before it is known how large it should be: a file of some megabytes can say
+    that it holds as many gigabytes.
 
     Args:
         file: the file.
         kind: what its header must say it is.
         formats: the formats that are understood.
+        sizes: from the header to the most bytes that each array may have; no others are read.
 
     Raises:
-        ValueError: a file of another kind or format. Damaged bytes raise whatever zip, JSON and
-            NumPy make of them.
+        ValueError: a file of another kind or format, or a larger array than it should hold.
+            Damaged bytes raise whatever zip, JSON and NumPy make of them.
     """
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-        header = json.loads(str(data["header"]))
+        _check_size(data, "header", _LONGEST_HEADER)
+        header = parse_json(str(data["header"]))
         found = header.get("kind", _FIRST_KIND)
         if found != kind:
             raise ValueError(f"it holds a {found}, expected a {kind}")
         if header["format"] not in formats:
             raise ValueError(f"format {header['format']}, expected {formats[-1]}")
-        return header, {name: data[name] for name in data.files if name != "header"}
+        most = sizes(header)
+        names = [name for name in data.files if name in most]
+        for name in names:
+            _check_size(data, name, most[name])
+        return header, {name: data[name] for name in names}
+
+
+def _check_size(data: Any, name: str, most: int) -> None:
+    """Raises unless a member of an archive unpacks to at most so many bytes, and its own header."""
+    size = data.zip.getinfo(f"{name}.npy").file_size
+    if size > most + _NPY_HEADER:
+        raise ValueError(f"{name} would take {size:,} bytes, it should be {most:,} at most")
 
 
 def check_own(file: Path, kind: str) -> None:
@@ -323,7 +313,8 @@ def check_own(file: Path, kind: str) -> None:
         stream.seek(0)
         try:
             with np.load(stream, allow_pickle=False) as data:
-                found = json.loads(str(data["header"])).get("kind", _FIRST_KIND)
+                _check_size(data, "header", _LONGEST_HEADER)
+                found = parse_json(str(data["header"])).get("kind", _FIRST_KIND)
         except Exception:  # whatever zip, JSON or NumPy make of it: damaged, or never ours
             found = kind if _HEADER in start else "a file of another kind"
     if found != kind:
@@ -368,7 +359,7 @@ def load(file: Path, kind: str, parse: Callable[[Path], _T]) -> _T:
             found = parse(previous(file))
         except Exception:
             raise ValueError(
-                f"{file} is no readable {kind} ({error}), and there is no previous one"
+                f"{file} is no readable {kind} ({why(error)}), and there is no previous one"
             ) from None
     warnings.warn(f"{file} is damaged; the previous one was read instead", stacklevel=3)
     return found

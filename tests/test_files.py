@@ -250,3 +250,43 @@ def test_json_that_is_damaged_is_an_error_that_names_the_file(text, message, tmp
     file.write_text(text)
     with pytest.raises(ValueError, match=rf"result\.json is damaged: .*{message}"):
         files.read_json(file)
+
+
+@pytest.mark.parametrize("load", [dl.Ticket.load, dl.SolutionPath.load, dl.Plan.load])
+def test_no_file_is_unpacked_before_its_size_is_known(load, tmp_path, monkeypatch):
+    """Small files that would take gigabytes, or say that they do, are refused at once."""
+    file = tmp_path / "file"
+    name = {dl.Ticket.load: "ticket", dl.SolutionPath.load: "solution path"}.get(load, "plan")
+    SAVERS[name](file)
+    whole = file.read_bytes()
+    if name != "plan":
+        with np.load(file) as data:
+            arrays = {key: data[key] for key in data.files}
+        big = next(key for key in arrays if key.startswith("bits"))
+        for change in ({big: np.zeros(2**24, np.uint8)}, {"header": np.array("[" * 10**5)}):
+            np.savez_compressed(file, **arrays | change)
+            with pytest.raises(ValueError, match=r"would take|nested too deeply"):
+                load(f"{file}.npz")
+        text = str(arrays["header"])
+        for key in ("shapes", "groups"):
+            tampered = re.sub(rf'("{key}": {{"kernel": )\[[0-9, ]+', r"\1[99999999, 9999999", text)
+            assert tampered != text
+            np.savez_compressed(file, **arrays | {"header": np.array(tampered)})
+            with pytest.raises(ValueError, match="is no readable"):
+                load(f"{file}.npz")
+        np.savez(f"{file}.npz", header=np.array({}, dtype=object))
+        with pytest.raises(ValueError, match="it is no archive of numbers") as caught:
+            load(f"{file}.npz")
+        assert "pickle" not in str(caught.value)
+    else:
+        file.write_text('{"format": ' + "[" * 10**5)
+        with pytest.raises(ValueError, match="nested too deeply"):
+            load(file)
+    file.write_bytes(whole)
+    load(file)
+
+
+def test_deep_json_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": ' + "[" * 10**5)
+    with pytest.raises(ValueError, match=r"config\.json is damaged: .*nested too deeply"):
+        files.read_json(tmp_path / "config.json")

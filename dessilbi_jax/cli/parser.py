@@ -1,6 +1,7 @@
 """What the command `dessilbi` takes: commands, arguments and options."""
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
@@ -209,7 +210,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     names = ", ".join(PRESETS)
     train = add("train", "train a preset and write its report", options, running)
-    train.add_argument("preset", metavar="PRESET", help=f"one of {names}")
+    train.add_argument(
+        "preset", metavar="PRESET", nargs="?",
+        help=f"one of {names}; with --resume --out DIR the run's own",
+    )  # fmt: skip
     add("demo", "the same as `train demo`: seconds, and no download", options, running)
     report = add("report", "write the report of a run anew")
     report.add_argument("run", metavar="RUN", help="folder of the run")
@@ -226,6 +230,24 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     names = [flag.removeprefix("--").replace("-", "_") for flag in _OPTIONS]
     names += ["lam", "lean", "remat", "sqrt_size", "settle", "budget", "cut"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def as_typed(message: str) -> str:
+    """Returns an error's text with fields of the configuration as the flags that they are here.
+
+    Example:
+        >>> as_typed("learning_rate must be above 0; lam=1.0 goes with density=None")
+        '--learning-rate must be above 0; --lam=1.0 goes with --density=None'
+    """
+    flags = [*_OPTIONS, "--lam", "--settle", "--sqrt-size", "--lean", "--checkpoint-steps"]
+    flags += ["--keep", "--round-to", "--minimum", "--per-layer", "--rank"]
+    fields = "|".join(flag.removeprefix("--").replace("-", "_") for flag in flags)
+
+    def flag(found: re.Match[str]) -> str:
+        return "--" + found[0].replace("_", "-")
+
+    # Where a name stands for a value: first of all, or before `=`.
+    return re.sub(rf"^({fields})(?= )|(?<![\w-])({fields})(?==)", flag, message)
 
 
 def _add_devices(running: _Parser) -> None:

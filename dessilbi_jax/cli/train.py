@@ -15,8 +15,13 @@ from dessilbi_jax.train.presets import get_preset, with_options
 
 def train(args: argparse.Namespace, words: list[str]) -> None:
     """Trains, and prints a summary."""
-    preset = get_preset(args.preset)
-    config = with_options(preset.config, given_options(args))
+    if args.preset is None:
+        _take_from_run(args)
+        config = with_options(args.config, given_options(args))
+    else:
+        preset = get_preset(args.preset)
+        config = with_options(preset.config, given_options(args))
+        args.mesh = args.mesh or preset.mesh
     out = Path(args.out or f"runs/{args.preset}")
     command = shlex.join(["dessilbi", *words])
     if config.dataset == "text" and args.text is None:
@@ -40,7 +45,7 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         text=args.text,
         tokenizer=args.tokenizer,
         init=args.init,
-        mesh=args.mesh or preset.mesh,
+        mesh=args.mesh,
         checkpoint_steps=args.checkpoint_steps,
         keep=args.keep,
         resume=args.resume,
@@ -54,6 +59,34 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
     if result.get("settled") and config.structure in REMOVABLE and not args.distributed:
         _cut(out, args, command)
     print(f"  report     {out / run_files.REPORT}")
+
+
+def _take_from_run(args: argparse.Namespace) -> None:
+    """Takes what was not said from the run that is to go on.
+
+    Raises:
+        ValueError: no preset, and no run to go on with.
+        FileNotFoundError: there is no run in the folder.
+    """
+    if not args.resume or not args.out:
+        raise ValueError(
+            "the following arguments are required: PRESET (see dessilbi train --help); a run goes "
+            "on with --resume --out DIR alone"
+        )
+    from dessilbi_jax.train.finished.trained import read_run
+
+    run = Path(args.out)
+    if not (run / run_files.CONFIG).exists():
+        raise FileNotFoundError(f"nothing to resume: there is no run in {run}")
+    args.preset, args.config, facts = read_run(run)
+    then = files.read_json(run / run_files.CONFIG).get("options") or {}
+    for name, value in (
+        ("data_dir", facts.data_dir), ("text", facts.text), ("tokenizer", facts.tokenizer),
+        ("mesh", then.get("mesh", "auto")), ("checkpoint_steps", then.get("checkpoint_steps")),
+    ):  # fmt: skip
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.keep = then.get("keep") or args.keep
 
 
 def _cut(run: Path, args: argparse.Namespace, command: str) -> None:
@@ -86,8 +119,9 @@ def _join(args: argparse.Namespace) -> None:
     given = (args.coordinator, args.processes, args.process)
     if args.distributed:
         from dessilbi_jax.train.devices import processes
+        from dessilbi_jax.train.progress import Progress
 
-        processes.start(*given)
+        processes.start(*given, told=Progress().note)
     elif any(value is not None for value in given):
         raise ValueError("--coordinator, --processes and --process belong to --distributed")
 

@@ -265,7 +265,7 @@ class Plan:
             ValueError: it holds no plan.
         """
         try:
-            value = json.loads(Path(file).read_text(encoding="utf-8"))
+            value = files.parse_json(Path(file).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is no JSON file: {error}") from None
         return cls.from_json(value)

@@ -1,6 +1,5 @@
 """Reading of single files of a run folder, each error naming the file and what it should hold."""
 
-import json
 import warnings
 import zipfile
 import zlib
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dessilbi_jax.files import read_json
+from dessilbi_jax.files import parse_json, read_json, why
 from dessilbi_jax.run_files import METRIC_NAMES, Record
 from dessilbi_jax.tickets.path import SolutionPath
 
@@ -119,8 +118,8 @@ def read_result(file: Path) -> dict[str, Any] | None:
 
 def _read_record(line: str, where: str) -> Record:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
+        value = parse_json(line)
+    except ValueError as error:
         raise ValueError(f"{where} is not valid JSON ({error})") from None
     try:
         return Record.from_json(value)
@@ -169,7 +168,7 @@ def read_norms(file: Path) -> Norms | None:
                 raise ValueError("it holds a single array")
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file} is truncated or not a NumPy archive ({error})") from None
+        raise ValueError(f"{file} is truncated or not a NumPy archive ({why(error)})") from None
     if "steps" not in arrays:
         raise ValueError(f"{file}: the array 'steps' is missing, it holds {sorted(arrays)}")
     steps = arrays["steps"]

@@ -190,12 +190,17 @@ def read_run(folder: str | Path) -> Run:
         if not isinstance(config.get(name), dict):
             raise ValueError(f"{file}: {name!r} should be a JSON object, got {config.get(name)!r}")
     path, notes = read_path(folder / run_files.PATH)
+    norms = None
+    try:
+        norms = read_norms(folder / run_files.NORMS)
+    except ValueError as error:  # a picture's sample: all else can be told without it
+        notes = (*notes, f"The norms of groups cannot be drawn: {error}.")
     return Run(
         folder=folder,
         config=config,
         metrics=read_metrics(folder / run_files.METRICS),
         path=path,
-        norms=read_norms(folder / run_files.NORMS),
+        norms=norms,
         result=read_result(folder / run_files.RESULT),
         notes=notes,
     )

@@ -98,7 +98,7 @@ def load_slim(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], Pl
         raise FileNotFoundError(f"{folder} holds no slimmed network: {missing[0]} is not there")
     try:
         arrays = dict(_safetensors().load_file(folder / PARAMS))
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = files.parse_json((folder / CARD).read_text(encoding="utf-8"))
     except ModuleNotFoundError:
         raise
     except Exception as error:  # whatever the readers make of damaged bytes

@@ -27,6 +27,8 @@ OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine", "half", "step")
 DTYPES = ("float32", "bfloat16")
 NONFINITE = ("stop", "skip")
+_SMALLEST, _LARGEST = 1.1754944e-38, 3.4028235e38  # of float32, without those that lose digits
+_MOST_STEPS = 2**31 - 128  # updates that the counter of a run holds
 BUDGETS = ("weights", "groups", "params", "flops")  # what `settle` can end with, besides a density
 
 
@@ -151,14 +153,16 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("network", "dataset"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise TypeError(f"{name} must be a name, got {value!r}")
         for name in ("epochs", "batch_size", "records_per_epoch"):
-            _integer(name, getattr(self, name), least=1)
-        for name in ("keep_every", "seed"):
-            _integer(name, getattr(self, name), least=0)
+            _integer(name, getattr(self, name), least=1, most=_MOST_STEPS)
+        _integer("keep_every", self.keep_every, least=0)
+        _integer("seed", self.seed, least=0, most=2**63 - 1)
         for name in ("learning_rate", "kappa", "nu"):
             _number(name, getattr(self, name))
         for name in ("image_size", "context"):
@@ -309,15 +313,29 @@ def _number(
     low = value >= 0 if zero else value > 0
     if not (math.isfinite(value) and low and value < below and value <= most):
         raise ValueError(f"{wanted}, got {value!r}")
+    if value and not _SMALLEST <= value <= _LARGEST:
+        raise ValueError(
+            f"{name} must be a number that float32 holds, from {_SMALLEST:.2g} to {_LARGEST:.2g}, "
+            f"got {value!r}"
+        )
 
 
-def _integer(name: str, value: Any, *, least: int) -> None:
-    """Raises unless `value` is an integer of at least `least`."""
-    wanted = f"{name} must be an integer of at least {least}, got {value!r}"
+def _integer(name: str, value: Any, *, least: int, most: int | None = None) -> None:
+    """Raises unless `value` is an integer of at least `least` and at most `most`."""
+    over = most is not None and isinstance(value, int) and value > most
+    upper = f" and at most {most}" if over else ""
+    wanted = f"{name} must be an integer of at least {least}{upper}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(wanted)
-    if value < least:
+    if value < least or over:
         raise ValueError(wanted)
+
+
+def _plain(value: Any) -> Any:
+    """The value with NumPy's scalars as Python's, and lists as tuples."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
+    return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 1) else value
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -6,7 +6,6 @@ import errno
 import io
 import math
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from jax.sharding import Mesh
 import dessilbi_jax as dl
 from dessilbi_jax import files, report, run_files
 from dessilbi_jax.provenance import versions
-from dessilbi_jax.train import cutting, initial
+from dessilbi_jax.train import cutting, initial, said
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.cutting import Stage
 from dessilbi_jax.train.data_facts import Where
@@ -133,7 +132,9 @@ def fit(
     for name, value in (("checkpoint_steps", checkpoint_steps), ("keep", keep)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    config = dataclasses.replace(config, init=None if init is None else initial.digest(init))
+    # A run that goes on has its weights, and needs those it began with no more.
+    if init is not None or not (resume and (out / run_files.CONFIG).exists()):
+        config = dataclasses.replace(config, init=None if init is None else initial.digest(init))
     devices = make_mesh(mesh)
     if folder.check(out, config, resume=resume, overwrite=overwrite) == "finished":
         return _finished(out)
@@ -161,7 +162,10 @@ def fit(
         elif processes.is_first():
             name, facts = preset or out.resolve().name, run.facts.to_json()
             where = describe(devices)
-            folder.start(out, config, preset=name, command=command, data=facts, mesh=where)
+            asked = {"mesh": mesh, "checkpoint_steps": checkpoint_steps, "keep": keep}
+            folder.start(
+                out, config, preset=name, command=command, data=facts, mesh=where, options=asked
+            )
         processes.meet("folder made")
         began = time.monotonic()
         signals = stack.enter_context(Signals())
@@ -182,7 +186,7 @@ def fit(
 
         def diverged(at: int, what: str) -> FloatingPointError:
             checkpoints.wait()
-            return _diverged(at, what, config, out, per_epoch)
+            return said.diverged(at, what, config, out, per_epoch)
 
         progress.begin(training.step)
         while training.step < steps:
@@ -248,10 +252,13 @@ def fit(
             if stopping and step < steps:
                 checkpoints.wait()
                 raise Interrupted(
-                    f"stopped at step {step} of {steps}; go on with: {_resume(command)}", stopping
+                    f"stopped at step {step} of {steps}; go on with: {said.resuming(command)}",
+                    stopping,
                 )
         checkpoints.wait()
 
+        if not records.path.density()[-1]:
+            progress.note(said.never_opened(config, outcome.lam_in_force(state), steps))
         # The end: the test rows, once.
         test = Rows(run.source.test_part(), evaluation_size(run.source, config), devices)
         test_accuracy, test_loss = evaluate(state.params, state.stats, test)
@@ -328,6 +335,11 @@ def _restore(
     for note in notes:
         progress.note(note)
     if snapshot is None:
+        if config.init is not None and not run.given:
+            raise ValueError(
+                f"the run in {out} has no checkpoint yet and began with given weights: give them "
+                "again by --init"
+            )
         progress.note(f"no checkpoint yet in {out}: starting at the beginning")
         records.restore({})
         return stages[0], run.state, 0.0
@@ -367,20 +379,3 @@ def _project(params: Any, opt_state: Any) -> Any:
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
-
-
-def _diverged(
-    step: int, what: str, config: TrainConfig, out: Path, per_epoch: int
-) -> FloatingPointError:
-    """Returns the error that says where a run went wrong, what is left of it, and what to try."""
-    return FloatingPointError(
-        f"the {what} is not finite at step {step} (epoch {step / per_epoch:.2f}); last good "
-        f"checkpoint: {newest(out / run_files.CHECKPOINTS) or 'none yet'}. Try a smaller learning "
-        f"rate than {config.learning_rate:g} or a larger nu than {config.nu:g}"
-    )
-
-
-def _resume(command: str) -> str:
-    """Returns the command that resumes the run that `command` began."""
-    words = [word for word in shlex.split(command) if word not in ("--resume", "--overwrite")]
-    return shlex.join([*words, "--resume"]) if words else "resume=True"

@@ -1,12 +1,14 @@
 """What a run is made of before its first step: data, network, optimizer, state."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 import dessilbi_jax as dl
@@ -18,6 +20,8 @@ from dessilbi_jax.train.feeds import Rows, check_batch, evaluation_size
 from dessilbi_jax.train.initial import start_from
 from dessilbi_jax.train.optim import make_optimizer, make_schedule, make_structure
 from dessilbi_jax.train.step import Network, TrainState, first_state, split_network
+
+_MOST_RECORDS = 10**6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +40,7 @@ class Setup:
         state: before the first step, on the devices.
         channels: its channels, where these are the groups.
         fresh: leaves of a head of another size than that of the weights the run starts from.
+        given: whether the weights the run starts from were given, and not drawn.
     """
 
     source: data.Source
@@ -49,6 +54,7 @@ class Setup:
     state: TrainState
     channels: dl.ChannelGroups | None = None
     fresh: tuple[str, ...] = ()
+    given: bool = False
 
 
 def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | None = None) -> Setup:
@@ -79,11 +85,13 @@ def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | No
     facts = DataFacts.of(source, config, where)
     training, held = facts.split(source)
     steps = config.epochs * facts.steps_per_epoch
+    check_length(config, facts.steps_per_epoch)
     model = facts.build(config)
     fresh: list[str] = []
     if init is not None:
         model, fresh = start_from(init, model, config, facts)
     structure = make_structure(config, model)
+    _check_density(config, structure, model)
     network, params, stats = split_network(model, facts.mean, facts.std)
     tx = make_optimizer(config, steps, structure)
     return Setup(
@@ -98,7 +106,55 @@ def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | No
         state=placed_state(params, stats, tx, mesh),
         channels=structure.groups if isinstance(structure, dl.Channels) else None,
         fresh=tuple(fresh),
+        given=init is not None,
     )
+
+
+def check_length(config: TrainConfig, steps_per_epoch: int) -> None:
+    """Raises unless the updates and the records of a run can be counted and kept.
+
+    Raises:
+        ValueError: there are too many.
+
+    Example:
+        >>> long = TrainConfig(network="lenet300", dataset="digits", epochs=10**9)
+        >>> check_length(long, 10)
+        Traceback (most recent call last):
+        ...
+        ValueError: epochs 1000000000 of 10 steps are 10,000,000,000 updates, of which a run can
+        have at most 2,147,483,520: give fewer
+    """
+    steps, most = config.epochs * steps_per_epoch, 2**31 - 128
+    if steps > most:
+        raise ValueError(
+            f"epochs {config.epochs} of {steps_per_epoch} steps are {steps:,} updates, of which a "
+            f"run can have at most {most:,}: give fewer"
+        )
+    records = config.epochs * min(config.records_per_epoch, steps_per_epoch)
+    if records > _MOST_RECORDS:
+        raise ValueError(
+            f"records_per_epoch {config.records_per_epoch} in {config.epochs} epochs are "
+            f"{records:,} records, of which a run can have {_MOST_RECORDS:,}: give fewer"
+        )
+
+
+def _check_density(config: TrainConfig, structure: Any, model: Any) -> None:
+    """Raises where the density asked for is less than the smallest group.
+
+    Raises:
+        ValueError: it is.
+    """
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    leaves = [leaf for leaf in structure.resolve(params) if leaf.counts is not None]
+    if config.density is None or config.budget is not None or not leaves:
+        return
+    total = sum(math.prod(leaf.shape) for leaf in leaves)
+    smallest = min(math.prod(leaf.shape) // math.prod(leaf.counts) for leaf in leaves)
+    if config.density * total < smallest:
+        raise ValueError(
+            f"density={config.density:g} of {total:,} structured weights is less than one group of "
+            f"{smallest:,}: give at least {smallest / total:.2g}"
+        )
 
 
 def placed_state(

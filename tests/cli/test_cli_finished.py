@@ -197,6 +197,18 @@ def test_a_damaged_ticket_or_network_is_one_line(run, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_card_without_its_configuration_is_one_line(run, tmp_path, capsys):
+    shutil.copytree(run / "slim", tmp_path / "slim")
+    file = tmp_path / "slim" / "card.json"
+    card = json.loads(file.read_text())
+    for config in (None, {"network": "lenet300"}):
+        file.write_text(json.dumps({**card, "config": config}))
+        assert cli.main(["evaluate", str(tmp_path / "slim")]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "card.json does not say what the network was trained with" in err
+
+
 def test_a_folder_with_all_that_was_made_is_still_a_run(run, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -1,8 +1,10 @@
 """Runs in progress, files that are damaged or missing, and that nothing half-written stays."""
 
 import dataclasses
+import html
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -33,7 +35,7 @@ def resave(file, drop=(), **changes):
 
 def test_write_puts_the_page_beside_the_files_and_replaces_it(make_run):
     folder = make_run()
-    (folder / "report.html").write_text("old")
+    (folder / "report.html").write_text("old, by dessilbi_jax")
     before = set(os.listdir(folder))
     assert report.write(folder) == folder / "report.html"
     assert (folder / "report.html").read_text(encoding="utf-8") == report.render(folder)
@@ -205,24 +207,6 @@ DAMAGE = {
         r"metrics\.jsonl, line 1,: 'loss' should be a number or null, got 'x'",
     ),
     "path cut": (cut("path.npz"), r"path\.npz is no readable solution path"),
-    "norms cut": (cut("norms.npz"), r"norms\.npz is truncated or not a NumPy archive"),
-    "norms empty": (put("norms.npz", b""), r"norms\.npz is truncated or not a NumPy archive"),
-    "norms without steps": (
-        lambda folder: resave(folder / "norms.npz", drop=["steps"]),
-        r"norms\.npz: the array 'steps' is missing",
-    ),
-    "norms without gamma": (
-        lambda folder: resave(folder / "norms.npz", drop=["leaf_1_gamma"]),
-        r"norms\.npz: the array 'leaf_1_gamma' is missing",
-    ),
-    "norms of other records": (
-        lambda folder: resave(folder / "norms.npz", leaf_0_w=np.ones((2, 6))),
-        r"norms\.npz: leaf_0_w should have the shape \(7, 6\)",
-    ),
-    "norms an array": (
-        one_array,
-        r"norms\.npz is truncated or not a NumPy archive",
-    ),
     "result not JSON": (cut("result.json"), r"result\.json is damaged: it is not valid JSON"),
     "result incomplete": (put("result.json", b"{}"), r"result\.json: the field 'test_accuracy'"),
     "accuracy a string": (
@@ -246,11 +230,44 @@ DAMAGE = {
 }
 
 
+# The norms are only the sample of a picture.
+SAMPLE = {
+    "norms cut": (cut("norms.npz"), r"norms\.npz is truncated or not a NumPy archive"),
+    "norms empty": (put("norms.npz", b""), r"norms\.npz is truncated or not a NumPy archive"),
+    "norms without steps": (
+        lambda folder: resave(folder / "norms.npz", drop=["steps"]),
+        r"norms\.npz: the array 'steps' is missing",
+    ),
+    "norms without gamma": (
+        lambda folder: resave(folder / "norms.npz", drop=["leaf_1_gamma"]),
+        r"norms\.npz: the array 'leaf_1_gamma' is missing",
+    ),
+    "norms of other records": (
+        lambda folder: resave(folder / "norms.npz", leaf_0_w=np.ones((2, 6))),
+        r"norms\.npz: leaf_0_w should have the shape \(7, 6\)",
+    ),
+    "norms an array": (
+        one_array,
+        r"norms\.npz is truncated or not a NumPy archive",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLE)
+def test_a_damaged_sample_is_told_and_all_else_is_shown(case, make_run):
+    damage, message = SAMPLE[case]
+    folder = make_run()
+    damage(folder)
+    text = report.render(folder)
+    assert re.search(f"The norms of groups cannot be drawn: .*{message}", html.unescape(text))
+    assert "96.79" in text
+
+
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_one_error_that_names_the_file_and_leaves_the_folder(case, make_run):
     damage, message = DAMAGE[case]
     folder = make_run()
-    (folder / "report.html").write_text("the report before")
+    (folder / "report.html").write_text("the report before, by dessilbi_jax")
     damage(folder)
     before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
     with pytest.raises(ValueError, match=message) as error:
@@ -261,7 +278,7 @@ def test_damage_is_one_error_that_names_the_file_and_leaves_the_folder(case, mak
 
 def test_a_write_that_fails_leaves_the_old_report_and_nothing_else(make_run, monkeypatch):
     folder = make_run(steps=(1,), finished=False)
-    (folder / "report.html").write_text("the report before")
+    (folder / "report.html").write_text("the report before, by dessilbi_jax")
     before = set(os.listdir(folder))
 
     def full(*_):
@@ -271,4 +288,4 @@ def test_a_write_that_fails_leaves_the_old_report_and_nothing_else(make_run, mon
     with pytest.raises(OSError, match="no space left"):
         report.write(folder)
     assert set(os.listdir(folder)) == before
-    assert (folder / "report.html").read_text() == "the report before"
+    assert (folder / "report.html").read_text() == "the report before, by dessilbi_jax"

@@ -192,7 +192,7 @@ def test_a_signal_stops_between_two_steps_with_a_checkpoint(stopped):
     assert isinstance(error, Interrupted)
     assert error.signum == signal.SIGINT
     assert str(error) == (
-        f"stopped at step {kept[1]} of 30; go on with: dessilbi train tiny --out 'a b' --resume"
+        f"stopped at step {kept[1]} of 30; go on with: dessilbi train --resume --out 'a b'"
     )
     assert not (run / "result.json").exists()
 
@@ -320,3 +320,13 @@ def test_ignored_signals_stay_ignored_and_threads_change_nothing():
             thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_that_selects_nothing_says_so(tmp_path):
+    progress = Quiet()
+    config = dataclasses.replace(TINY, epochs=1, lam=1e6, density=None)
+    result = train.fit(config, tmp_path / "run", progress=progress)
+    assert result["density"] == 0
+    assert "note: nothing was selected in 10 steps: Γ never opened at λ = 1e+06" in (
+        progress.out.getvalue()
+    )

@@ -39,6 +39,7 @@ from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.run_folder import folder
 from dessilbi_jax.train.run_folder.lock import locked
 from dessilbi_jax.train.run_folder.weights import NAME, step_of, write_weights
+from dessilbi_jax.train.said import resuming
 from dessilbi_jax.train.step import Batch, TrainState, make_evaluate, make_step
 from dessilbi_jax.train.stepper import Stepper
 from dessilbi_jax.tree import leaf_paths
@@ -152,7 +153,7 @@ def retrain(
             unfinished.begin({**request, "overwrite": overwrite})
         try:
             state, history, earlier = _train(
-                trained, masks, training, held, evaluate, progress, unfinished, goes_on
+                trained, masks, training, held, evaluate, progress, unfinished, goes_on, command
             )
         except FloatingPointError:
             unfinished.remove()
@@ -230,6 +231,7 @@ def _train(
     progress: Progress,
     unfinished: Unfinished,
     goes_on: bool,
+    command: str,
 ) -> tuple[TrainState, list[dict[str, Any]], float]:
     """Trains under masks; returns the last state, a line an epoch, and the time of earlier starts.
 
@@ -276,7 +278,8 @@ def _train(
             if stopping and step < steps:
                 kept.wait()
                 raise Interrupted(
-                    f"stopped at step {step} of {steps} of the retraining; go on with --resume",
+                    f"stopped at step {step} of {steps} of the retraining; go on with: "
+                    f"{resuming(command)}",
                     stopping,
                 )
     return stepper.state, history, earlier

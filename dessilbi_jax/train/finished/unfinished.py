@@ -9,6 +9,7 @@ from dessilbi_jax import files, run_files
 from dessilbi_jax.train.devices.processes import is_first
 from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.run_folder.checkpoints import Checkpoints, Snapshot, restore_latest
+from dessilbi_jax.train.run_folder.owned import foreign, remove_own
 from dessilbi_jax.train.step import TrainState
 
 REQUEST, _EPOCHS = "request.json", "epochs.json"
@@ -40,12 +41,12 @@ class Unfinished:
             ValueError: `resume` and it was asked for something else.
         """
         if not (self.place / REQUEST).is_file():
-            if self.place.exists() and files.foreign(self.place, _OWN):
+            if self.place.exists() and foreign(self.place, _OWN):
                 raise FileExistsError(f"{self.place} holds other files; move them or give --out")
             if resume:
                 raise FileNotFoundError(f"nothing to resume: there is no {self.place}")
             return False
-        if others := files.foreign(self.place, _OWN):
+        if others := foreign(self.place, _OWN):
             raise FileExistsError(
                 f"{self.place} holds files that are not of a retraining ({', '.join(others[:3])}); "
                 "none is deleted: move them, or give --out"
@@ -67,7 +68,7 @@ class Unfinished:
         """Makes the folder of a new one, cleared of one that was stopped."""
         self.place.mkdir(parents=True, exist_ok=True)
         own = re.compile(rf"(?!{re.escape(run_files.LOCK)}$)({_OWN.pattern})")
-        files.remove_own(self.place, own, last=[REQUEST])
+        remove_own(self.place, own, last=[REQUEST])
         files.write_json(self.place / REQUEST, request)
 
     def keeping(self) -> Checkpoints:
@@ -89,7 +90,7 @@ class Unfinished:
     def remove(self) -> None:
         """Deletes what was written here, and the folder if nothing else is in it."""
         if self.place.is_dir() and is_first():
-            files.remove_own(self.place, _OWN, last=[REQUEST])
+            remove_own(self.place, _OWN, last=[REQUEST])
             if not any(self.place.iterdir()):
                 self.place.rmdir()
 

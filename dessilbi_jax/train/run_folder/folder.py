@@ -7,14 +7,15 @@ writes. Nothing else is ever deleted.
 import contextlib
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from dessilbi_jax.files import foreign, new_folder, read_json, remove_own, write_json
+from dessilbi_jax.files import new_folder, read_json, write_json
 from dessilbi_jax.provenance import machine, versions
 from dessilbi_jax.run_files import CONFIG, LOCK, RESULT, UNFINISHED, WEIGHTS, WRITTEN
 from dessilbi_jax.train.config import TrainConfig, differences
+from dessilbi_jax.train.run_folder.owned import foreign, remove_own
 
 _CLEARED = re.compile(rf"(?!{re.escape(LOCK)}$)({WRITTEN.pattern})")
 
@@ -93,6 +94,7 @@ def start(
     command: str,
     data: dict[str, Any],
     mesh: str = "data=1",
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes the folder of a new run, cleared of the run that `check` found there.
 
@@ -103,6 +105,8 @@ def start(
         command: how it was called.
         data: what `DataFacts.to_json` says of its data.
         mesh: the devices it runs on.
+        options: what else it was called with, so that it can be resumed with nothing but its
+            folder.
     """
     run.mkdir(parents=True, exist_ok=True)
     # config.json goes last, so that a folder half cleared is still known for what it is, and
@@ -117,6 +121,7 @@ def start(
             "command": command,
             "data": data,
             "mesh": mesh,
+            "options": dict(options or {}),
             "versions": versions(),
             "machine": machine(),
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

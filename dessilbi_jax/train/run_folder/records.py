@@ -29,6 +29,7 @@ def record_steps(steps_per_epoch: int, epochs: int, records_per_epoch: int) -> f
         >>> sorted(record_steps(30, 2, 2))
         [1, 3, 9, 15, 27, 30, 45, 60]
     """
+    records_per_epoch = min(records_per_epoch, steps_per_epoch)  # more would be the same steps
     early = {3**k for k in range(math.ceil(math.log(steps_per_epoch + 1, 3)))}
     even = {
         round(steps_per_epoch * k / records_per_epoch)

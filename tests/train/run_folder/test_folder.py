@@ -7,6 +7,7 @@ import pytest
 from dessilbi_jax import files, run_files
 from dessilbi_jax.train import TrainConfig
 from dessilbi_jax.train.run_folder import folder
+from dessilbi_jax.train.run_folder.owned import foreign
 
 CONFIG = TrainConfig(network="lenet300", dataset="digits", epochs=2)
 
@@ -90,11 +91,11 @@ def test_overwrite_refuses_a_folder_with_anything_else_in_it(run, name):
 
 def test_all_that_a_run_writes_is_known(whole, retrained, slimmed):
     """Of real runs: so that --overwrite neither stops at a file of theirs nor leaves one."""
-    assert files.foreign(whole[0], run_files.WRITTEN) == []
+    assert foreign(whole[0], run_files.WRITTEN) == []
     for place, own in (
         (retrained, run_files.RETRAINED_FILES), (slimmed, run_files.SLIM_FILES),
     ):  # fmt: skip
-        assert files.foreign(place, re.compile(own)) == []
+        assert foreign(place, re.compile(own)) == []
 
 
 def test_overwrite_refuses_a_folder_that_is_no_run(tmp_path):
