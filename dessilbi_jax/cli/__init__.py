@@ -98,6 +98,8 @@ def _run(words: list[str]) -> int:
     match args.command:
         case "train" | "demo":
             commands.train(args, words)
+        case "data":
+            commands.prepare(args)
         case "ticket":
             tickets.ticket(args, words)
         case "retrain":

@@ -37,6 +37,7 @@ def ticket(args: argparse.Namespace, words: list[str]) -> None:
         )
     print(_left(taken.card["left"]))
     print(f"The ticket is in {file}.")
+    print(f"  next       {shlex.join(['dessilbi', 'retrain', str(file)])}")
 
 
 def _left(left: dict[str, list[int]]) -> str:
@@ -80,7 +81,7 @@ def retrain(args: argparse.Namespace, words: list[str]) -> None:
         resume=args.resume,
         overwrite=args.overwrite,
         command=shlex.join(["dessilbi", *words]),
-        progress=Progress(lines=True if args.verbose else None),
+        progress=Progress(lines=not args.quiet),
     )
     print(f"The retrained network is in {out}.")
     for name, split in (("held-out data", "held_out"), ("test data", "test")):
@@ -94,6 +95,18 @@ def retrain(args: argparse.Namespace, words: list[str]) -> None:
         f"{percent(result['ticket']['density'])} of the structured weights, in "
         f"{result['seconds']:.1f} s"
     )
+    print(f"  next       {shlex.join(_after_retraining(args, out))}")
+
+
+def _after_retraining(args: argparse.Namespace, out: Path) -> list[str]:
+    """Returns the command that goes on: cut the ticket out where channels are left empty."""
+    import dessilbi_jax as dl
+
+    left = dl.Ticket.load(args.ticket).card.get("left") or {}
+    kept, of = left.get("channels", (0, 0))
+    if kept < of and args.dataset is None:
+        return ["dessilbi", "slim", args.ticket, "--params-from", str(out)]
+    return ["dessilbi", "evaluate", str(out)]
 
 
 def _moment(start: str) -> str:
@@ -121,6 +134,7 @@ def slim(args: argparse.Namespace, words: list[str]) -> None:
     )
     print(slim_table(result))
     print(f"The slim network is in {out}.")
+    print(f"  load it    dl.load_slim({str(out)!r})")
 
 
 def slim_table(result: dict[str, Any]) -> str:

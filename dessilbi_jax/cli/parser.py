@@ -16,8 +16,8 @@ from dessilbi_jax.train.config import (
 from dessilbi_jax.train.presets import PRESETS
 
 COMMANDS = (
-    "train", "demo", "ticket", "retrain", "slim", "evaluate", "report", "presets", "describe",
-    "info",
+    "train", "demo", "data", "ticket", "retrain", "slim", "evaluate", "report", "presets",
+    "describe", "info",
 )  # fmt: skip
 # Options that are fields of TrainConfig: how they are read, and what they are.
 _OPTIONS: dict[str, tuple[Any, str]] = {
@@ -192,7 +192,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_devices(running)
     running.add_argument(
-        "--verbose", action="store_true", help="a line an epoch also where there is no terminal"
+        "--quiet", action="store_true", help="print no progress, only how it ended"
     )
 
     parser = _Parser(
@@ -215,6 +215,15 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"one of {names}; with --resume --out DIR the run's own",
     )  # fmt: skip
     add("demo", "the same as `train demo`: seconds, and no download", options, running)
+    made = add("data", "prepare a data set from the files in which it is published")
+    made.add_argument("name", metavar="NAME", help="mnist, fashion_mnist or cifar10")
+    made.add_argument(
+        "--data-dir", metavar="DIR", help="where to (default: where `train` looks for it)"
+    )
+    made.add_argument(
+        "--from", dest="source", metavar="PATH",
+        help="folder or file of the published files (default: they are downloaded)",
+    )  # fmt: skip
     report = add("report", "write the report of a run anew")
     report.add_argument("run", metavar="RUN", help="folder of the run")
     _add_tickets(add)
@@ -323,7 +332,7 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
     retrain.add_argument(
         "--resume", action="store_true", help="go on with the retraining that was stopped"
     )
-    retrain.add_argument("--verbose", action="store_true", help="a line an epoch")
+    retrain.add_argument("--quiet", action="store_true", help="print no progress")
 
     slim = add("slim", "cut a ticket out: a smaller network, same outputs", of_ticket, made, images)
     slim.add_argument(

@@ -50,7 +50,7 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         keep=args.keep,
         resume=args.resume,
         overwrite=args.overwrite,
-        progress=Progress(lines=True if args.verbose else None),
+        progress=Progress(lines=not args.quiet),
     )
     if not processes.is_first():
         return
@@ -59,6 +59,12 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
     if result.get("settled") and config.structure in REMOVABLE and not args.distributed:
         _cut(out, args, command)
     print(f"  report     {out / run_files.REPORT}")
+    cut_out = (out / run_files.SLIM).exists()
+    after = ["evaluate", str(out / run_files.SLIM)] if cut_out else ["ticket", str(out)]
+    if (out / run_files.TICKET).exists() and not cut_out:
+        after = ["retrain", str(out / run_files.TICKET)]
+    if result["density"]:  # else there is no ticket to take, as has been said
+        print(f"  next       {shlex.join(['dessilbi', *after])}")
 
 
 def _take_from_run(args: argparse.Namespace) -> None:
@@ -134,7 +140,8 @@ def summary(result: dict[str, Any]) -> str:
         ...     "test_loss": 0.07,
         ...     "density": 0.048, "asked_density": 0.05, "steps": 100, "seconds": 2.5,
         ...     "layers": [{"shape": [10, 100]}]}))
-          accuracy   98.0 % dense, 97.0 % projected on the selected weights (test data)
+          accuracy   98.0 % dense, 97.0 % projected: with all but the selected weights at zero,
+                     not retrained (test data)
           loss       0.0700 dense (test data)
           density    4.8 % of 1,000 structured weights, 5.0 % asked for
           training   100 steps in 2.5 s
@@ -146,7 +153,8 @@ def summary(result: dict[str, Any]) -> str:
         wanted = f"{run_files.budget_in_words(*result['budget'])} asked for"
     accuracy = (
         f"{percent(result['test_accuracy'])} dense, "
-        f"{percent(result['test_projected_accuracy'])} projected on the selected weights"
+        f"{percent(result['test_projected_accuracy'])} projected: with all but the selected "
+        "weights at zero, not retrained"
     )
     settled = result.get("settled", False)
     if settled:
@@ -170,6 +178,20 @@ def summary(result: dict[str, Any]) -> str:
             f"  training   {result['steps']:,} steps in {result['seconds']:.1f} s",
         ]
     )
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Prepares a data set, and says how to train on it."""
+    from dessilbi_jax import data
+    from dessilbi_jax.train.presets import PRESETS
+    from dessilbi_jax.train.progress import Progress
+
+    folder = data.prepare(args.name, args.data_dir, args.source, told=Progress(lines=True).line)
+    print(f"{args.name} is in {folder}.")
+    presets = [name for name, preset in PRESETS.items() if preset.config.dataset == args.name]
+    where = "" if args.data_dir is None else f" --data-dir {shlex.quote(args.data_dir)}"
+    for name in presets[:1]:
+        print(f"  next       dessilbi train {name}{where}")
 
 
 def describe(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ Examples:
 
 from dessilbi_jax.data._dataset import Dataset
 from dessilbi_jax.data._load import load
+from dessilbi_jax.data._prepare import prepare
 from dessilbi_jax.data._source import ArrayPart, Batches, Part, Source
 from dessilbi_jax.data._streamed import StreamedImages
 from dessilbi_jax.data._tokens import Tokens
@@ -29,4 +30,5 @@ __all__ = [
     "augment",
     "epoch_order",
     "load",
+    "prepare",
 ]

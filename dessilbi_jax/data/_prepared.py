@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from dessilbi_jax import files
+from dessilbi_jax.data import _published
 from dessilbi_jax.text import nearest
 
 KNOWN = (
@@ -86,6 +87,8 @@ def suggestion(name: str, known: tuple[str, ...] = KNOWN) -> str:
 
 def command(root: pathlib.Path, spec: Spec) -> str:
     """What prepares the set under `root`."""
+    if spec.path in _published.SETS:
+        return f"dessilbi data {spec.path} --data-dir {root}"
     built = f"tfds build {spec.path} --file_format=array_record --data_dir={root}"
     if spec.path != "imagenet2012":
         return built
@@ -121,6 +124,7 @@ def find(root: pathlib.Path, spec: Spec) -> pathlib.Path:
         what = "is not a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(
             f"data folder {root} {what}; give the folder that holds {spec.path}/"
+            f", or prepare the set: {command(root, spec)}"
         )
     folder = root / spec.path
     if not folder.is_dir():

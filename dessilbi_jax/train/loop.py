@@ -188,6 +188,12 @@ def fit(
             checkpoints.wait()
             return said.diverged(at, what, config, out, per_epoch)
 
+        progress.line(
+            f"training {config.network} on {config.dataset}: {run.training.train_size:,} rows, "
+            f"{per_epoch} steps an epoch, {config.epochs} epochs, "
+            f"{sum(x.size for x in jax.tree.leaves(run.state.params)):,} parameters, on "
+            f"{jax.device_count()} {jax.default_backend()} device(s), into {out}"
+        )
         progress.begin(training.step)
         while training.step < steps:
             if training.step == cut_at and stage.plan is None:

@@ -40,19 +40,27 @@ def error_of(capsys, *words):
     return lines[0]
 
 
-def test_a_run_prints_its_outcome_and_is_quiet_without_a_terminal(finished):
+def test_a_run_prints_a_start_a_line_an_epoch_and_its_outcome_without_a_terminal(finished):
     out, printed, errors = finished
     lines = printed.splitlines()
     result = json.loads((out / "result.json").read_text())
-    assert errors == ""
-    assert len(lines) == 6
+    start, epoch = errors.splitlines()
+    assert start.startswith(
+        "training lenet300 on digits: 1,293 rows, 40 steps an epoch, 1 epochs, "
+    )
+    assert start.endswith(f"into {out}")
+    assert epoch.startswith("epoch 1/1  ")
+    assert "0:00:00 left" in epoch
+    assert len(lines) == 7
     assert lines[0] == f"The run in {out} is finished."
     assert f"{result['test_accuracy']:.1%}".replace("%", " % dense") in lines[1]
     assert lines[2].split()[:2] == ["loss", f"{result['test_loss']:.4f}"]
     assert "30.0 % asked for" in lines[3]
     assert "of 49,600 structured weights" in lines[3]
     assert lines[4].strip().startswith("training   40 steps in ")
+    assert "projected: with all but the selected weights at zero, not retrained" in lines[1]
     assert lines[5].split() == ["report", str(out / "report.html")]
+    assert lines[6].split() == ["next", "dessilbi", "ticket", str(out)]
 
 
 def test_the_command_is_kept_and_the_preset_named(finished):
@@ -328,7 +336,7 @@ def test_help_and_presets_import_nothing_heavy():
 @pytest.mark.process
 def test_sigterm_leaves_a_run_that_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
-    words = ["demo", "--epochs", "100000", "--out", str(out)]
+    words = ["demo", "--quiet", "--epochs", "100000", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "dessilbi_jax", *words], stderr=subprocess.PIPE, text=True
     )

@@ -85,7 +85,8 @@ def test_the_ticket_is_printed_by_layer(run, tmp_path, capsys):
     assert "projected on the ticket, not retrained (held-out data)" in shown
     assert "projected on the ticket, not retrained (test data)" in shown
     assert "can be cut out: 360 of 400 channels" in shown
-    assert lines[-1] == f"The ticket is in {out}."
+    assert lines[-2] == f"The ticket is in {out}."
+    assert lines[-1].split() == ["next", "dessilbi", "retrain", str(out)]
     assert dl.Ticket.load(out).card["request"] == {
         "groups": 40, "per_layer": True, "minimum": 1,
     }  # fmt: skip
@@ -95,13 +96,14 @@ def test_the_ticket_is_printed_by_layer(run, tmp_path, capsys):
 
 def test_retraining_prints_the_three_accuracies(run, tmp_path, capsys):
     out = tmp_path / "again"
-    words = ["retrain", run / "ticket.npz", "--epochs", "1", "--learning-rate", "0.05"]
+    words = ["retrain", run / "ticket.npz", "--epochs", "1", "--learning-rate", "0.05", "--quiet"]
     lines = said(capsys, *words, "--seed", "3", "--out", out)
     result = json.loads((out / "result.json").read_text())
     assert (result["from"], result["config"]["learning_rate"]) == ("init", 0.05)
     assert lines[0] == f"The retrained network is in {out}."
     assert f"{result['test']['retrained']:.1%}".replace("%", " % retrained (test") in lines[2]
     assert "from the initial weights" in lines[3]
+    assert lines[4].strip() == f"next       dessilbi slim {run}/ticket.npz --params-from {out}"
 
 
 def test_slim_prints_its_table_and_its_proof(run, tmp_path, capsys):
