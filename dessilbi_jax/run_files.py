@@ -16,11 +16,12 @@ WEIGHTS = "weights"
 TICKET = "ticket.npz"
 RETRAINED = "retrained"
 SLIM = "slim"
+SWEEP = "sweep"
 LOCK = "run.lock"
 UNFINISHED_ENDING = ".unfinished"  # of a retraining, beside where it goes
 OURS = {
     CONFIG, METRICS, PATH, PATH + ".previous", NORMS, CHECKPOINTS, RESULT, REPORT, WEIGHTS,
-    TICKET, RETRAINED, RETRAINED + UNFINISHED_ENDING, SLIM, LOCK,
+    TICKET, RETRAINED, RETRAINED + UNFINISHED_ENDING, SLIM, SWEEP, LOCK,
 }  # fmt: skip
 # What is in the folders among them: paths from there on. Nothing else is ever replaced or deleted.
 RETRAINED_FILES = r"weights\.safetensors|result\.json"
@@ -31,16 +32,20 @@ _CHECKPOINT = (
 )
 CHECKPOINT_FILES = rf"(\d+(\.orbax-checkpoint-tmp[^/]*)?/{_CHECKPOINT})?"
 UNFINISHED_FILES = rf"(request\.json|{CHECKPOINTS}/{CHECKPOINT_FILES}|{re.escape(LOCK)})?"
+_PART = r"(\.[0-9a-f]+)?\.(part|tmp)"  # how a file or folder ends that was not finished
 _INSIDE = {
     WEIGHTS: r"(\d+\.safetensors)?",
     CHECKPOINTS: CHECKPOINT_FILES,
     RETRAINED: RETRAINED_FILES,
     SLIM: SLIM_FILES,
     RETRAINED + UNFINISHED_ENDING: UNFINISHED_FILES,
+    SWEEP: (
+        rf"([0-9.e-]+\.npz({_PART})?|[0-9.e-]+-{RETRAINED}({_PART})?/({RETRAINED_FILES})|"
+        rf"[0-9.e-]+-{RETRAINED}{re.escape(UNFINISHED_ENDING)}/{UNFINISHED_FILES})?"
+    ),
 }
 # What a run that was killed while writing can leave behind.
 _NAMES = "|".join(map(re.escape, sorted(OURS)))
-_PART = r"(\.[0-9a-f]+)?\.(part|tmp)"
 UNFINISHED = re.compile(rf"\.?({_NAMES}|\d+\.safetensors){_PART}")
 # All that a run writes: what the path of a file matches, from the run's folder on.
 WRITTEN = re.compile(

@@ -106,6 +106,10 @@ def _run(words: list[str]) -> int:
             tickets.retrain(args, words)
         case "slim":
             tickets.slim(args, words)
+        case "sweep":
+            tickets.sweep(args, words)
+        case "compare":
+            tickets.compare(args)
         case "evaluate":
             tickets.evaluate(args)
         case "report":

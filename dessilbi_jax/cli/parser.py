@@ -16,7 +16,8 @@ from dessilbi_jax.train.config import (
 from dessilbi_jax.train.presets import PRESETS
 
 COMMANDS = (
-    "train", "demo", "data", "ticket", "retrain", "slim", "evaluate", "report", "presets",
+    "train", "demo", "data", "ticket", "retrain", "slim", "sweep", "compare", "evaluate",
+    "report", "presets",
     "describe", "info",
 )  # fmt: skip
 # Options that are fields of TrainConfig: how they are read, and what they are.
@@ -316,15 +317,7 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
     retrain = add(
         "retrain", "train a ticket's network from earlier weights", of_ticket, made, images
     )
-    retrain.add_argument(
-        "--from", dest="start", default="init", metavar="WHEN",
-        help="weights to start from: init, end, or the number of an epoch (default: init)",
-    )  # fmt: skip
-    retrain.add_argument("--epochs", type=int, metavar="N", help="default: those of the run")
-    retrain.add_argument("--learning-rate", type=float, metavar="X", help="default: the run's")
-    retrain.add_argument(
-        "--seed", type=int, metavar="N", help="of the batches (default: the run's)"
-    )
+    _add_retraining(retrain)
     retrain.add_argument(
         "--dataset", metavar="NAME", help="another data set; the layer of the outputs starts anew"
     )
@@ -332,7 +325,6 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
     retrain.add_argument(
         "--resume", action="store_true", help="go on with the retraining that was stopped"
     )
-    retrain.add_argument("--quiet", action="store_true", help="print no progress")
 
     slim = add("slim", "cut a ticket out: a smaller network, same outputs", of_ticket, made, images)
     slim.add_argument(
@@ -348,9 +340,37 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     slim.add_argument("--out", metavar="DIR", help="default: `slim` beside the ticket")
 
+    sweep = add("sweep", "retrain tickets of several sizes: accuracy against density", images)
+    sweep.add_argument("run", metavar="RUN", help="folder of the run")
+    sweep.add_argument(
+        "--density", type=float, nargs="+", default=[0.01, 0.02, 0.05, 0.1], metavar="X",
+        help="shares of the structured weights to keep (default: 0.01 0.02 0.05 0.1)",
+    )  # fmt: skip
+    _add_retraining(sweep)
+    sweep.add_argument("--overwrite", action="store_true", help="do those anew that are there")
+
+    compare = add("compare", "show runs side by side")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of two runs or more")
+    compare.add_argument("--out", metavar="FILE.html", help="write a page too")
+    compare.add_argument("--overwrite", action="store_true", help="replace the page")
+
     evaluate = add("evaluate", "accuracy and loss of a run, a retrained or a slim network", images)
     evaluate.add_argument("network", metavar="DIR", help="folder that train, retrain or slim wrote")
     evaluate.add_argument("--ticket", metavar="TICKET", help="mask it by this ticket first")
     evaluate.add_argument(
         "--split", choices=("test", "held-out"), default="test", help="default: test"
     )
+
+
+def _add_retraining(command: argparse.ArgumentParser) -> None:
+    """Adds how a ticket is retrained."""
+    command.add_argument(
+        "--from", dest="start", default="init", metavar="WHEN",
+        help="weights to start from: init, end, or the number of an epoch (default: init)",
+    )  # fmt: skip
+    command.add_argument("--epochs", type=int, metavar="N", help="default: those of the run")
+    command.add_argument("--learning-rate", type=float, metavar="X", help="default: the run's")
+    command.add_argument(
+        "--seed", type=int, metavar="N", help="of the batches (default: the run's)"
+    )
+    command.add_argument("--quiet", action="store_true", help="print no progress")

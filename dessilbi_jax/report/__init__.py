@@ -4,5 +4,6 @@
 """
 
 from dessilbi_jax.report.build import render, write
+from dessilbi_jax.report.comparison import compare, write_comparison
 
-__all__ = ["render", "write"]
+__all__ = ["compare", "render", "write", "write_comparison"]

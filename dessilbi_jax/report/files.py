@@ -41,13 +41,15 @@ _KINDS = {
 class LeafNorms:
     """Norms of a sample of one leaf's groups through the run.
 
-    `index` [k] is the flat index of each group; `w` and `gamma` [records, k] are ‖W_g‖ and ‖Γ_g‖.
+    `index` [k] is the flat index of each group; `w` and `gamma` [records, k] are ‖W_g‖ and ‖Γ_g‖;
+    `size` is the number of groups that they were drawn from, None in older files.
     """
 
     name: str
     index: np.ndarray
     w: np.ndarray
     gamma: np.ndarray
+    size: int | None = None
 
     def entry(self) -> np.ndarray:
         """Returns [k] the first record at which Γ_g is not zero, -1 for groups still waiting.
@@ -58,6 +60,28 @@ class LeafNorms:
         """
         entered = self.gamma > 0
         return np.where(entered.any(axis=0), entered.argmax(axis=0), -1)
+
+    def sample(self, most: int) -> "LeafNorms":
+        """Returns at most so many of the groups: two thirds of them such as have entered.
+
+        Those are spread evenly over the times of entry.
+
+        >>> gamma = np.array([[0.0] * 6, [0.0, 0.0, 1.0, 0.0, 2.0, 0.0]])
+        >>> LeafNorms("fc", np.arange(6), gamma, gamma).sample(3).index
+        array([0, 2, 4])
+        """
+        if self.index.size <= most:
+            return self
+        entry = self.entry()
+        entered = np.flatnonzero(entry >= 0)[np.argsort(entry[entry >= 0], kind="stable")]
+        waiting = np.flatnonzero(entry < 0)
+        room = max(most * 2 // 3, most - waiting.size)
+        if entered.size > room:
+            entered = entered[np.linspace(0, entered.size - 1, room).astype(int)]
+        kept = np.sort(np.append(entered, waiting[: most - entered.size]))
+        return LeafNorms(
+            self.name, self.index[kept], self.w[:, kept], self.gamma[:, kept], self.size
+        )
 
 
 @dataclass(frozen=True)
@@ -186,7 +210,8 @@ def read_norms(file: Path) -> Norms | None:
                     f"{file}: {prefix}{part} should have the shape {expected} "
                     f"(records, sampled groups), got {array.shape}"
                 )
-        leaves.append(LeafNorms(str(arrays[prefix + "name"]), index, w, gamma))
+        size = int(arrays[f"{prefix}size"]) if f"{prefix}size" in arrays else None
+        leaves.append(LeafNorms(str(arrays[prefix + "name"]), index, w, gamma, size))
     return Norms(steps, tuple(leaves))
 
 

@@ -13,6 +13,8 @@ import matplotlib
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
+WIDTHS = {False: 9.4, True: 4.4}  # inches, of a picture in the page's column, and on a phone
+
 INK = "#22272e"
 MUTED = "#5b6470"
 RULE = "#d9dde2"
@@ -91,7 +93,7 @@ section {{ margin-top: 3rem; }}
   font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .figures .aside {{ display: block; font-size: .8125rem; line-height: 1.45; color: var(--muted); }}
 figure {{ margin: 1.25rem 0 0; }}
-figure img {{ display: block; width: 100%; min-width: 38rem; height: auto; }}
+figure img {{ display: block; width: 100%; height: auto; }}
 figure .wide {{ margin: 0; }}
 figcaption {{ font-size: .9375rem; line-height: 1.5; color: var(--muted); margin-top: .5rem;
   max-width: 46rem; text-wrap: pretty; }}
@@ -125,7 +127,6 @@ footer {{ margin-top: 4rem; padding-top: .75rem; border-top: 1px solid var(--rul
   h2 {{ break-after: avoid; }}
   figure, tr, pre, .note, .figures > div {{ break-inside: avoid; }}
   .wide {{ overflow: visible; }}
-  figure img {{ min-width: 0; }}
   .figures {{ grid-template-columns: repeat(4, 1fr); gap: 1rem 1.25rem; }}
   .figures .value {{ font-size: 1.375rem; }}
   a {{ color: inherit; text-decoration: none; }}

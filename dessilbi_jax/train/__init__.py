@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dessilbi_jax.train.finished.evaluate import evaluate
     from dessilbi_jax.train.finished.make_slim import make_slim
     from dessilbi_jax.train.finished.retrain import retrain
+    from dessilbi_jax.train.finished.sweep import sweep
     from dessilbi_jax.train.finished.take_ticket import take_ticket
     from dessilbi_jax.train.interrupt import Interrupted
     from dessilbi_jax.train.loop import fit
@@ -38,6 +39,7 @@ __all__ = [
     "load_params",
     "make_slim",
     "retrain",
+    "sweep",
     "take_ticket",
 ]
 
@@ -49,6 +51,7 @@ _LATER = {
     "take_ticket": "finished.take_ticket",
     "retrain": "finished.retrain",
     "make_slim": "finished.make_slim",
+    "sweep": "finished.sweep",
     "evaluate": "finished.evaluate",
 }
 

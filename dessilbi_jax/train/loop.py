@@ -26,6 +26,7 @@ from dessilbi_jax.train.devices import processes
 from dessilbi_jax.train.devices.mesh import describe, make_mesh
 from dessilbi_jax.train.feeds import Feed, Rows, evaluation_size, make_feed
 from dessilbi_jax.train.interrupt import Interrupted, Signals
+from dessilbi_jax.train.order import used_in_order
 from dessilbi_jax.train.prepare import Setup, prepare
 from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.run_folder import folder, outcome
@@ -163,9 +164,11 @@ def fit(
             name, facts = preset or out.resolve().name, run.facts.to_json()
             where = describe(devices)
             asked = {"mesh": mesh, "checkpoint_steps": checkpoint_steps, "keep": keep}
+            used = run.network, run.state.params, run.state.stats, run.facts.input_shape
             folder.start(
-                out, config, preset=name, command=command, data=facts, mesh=where, options=asked
-            )
+                out, config, preset=name, command=command, data=facts, mesh=where, options=asked,
+                order=used_in_order(*used),
+            )  # fmt: skip
         processes.meet("folder made")
         began = time.monotonic()
         signals = stack.enter_context(Signals())

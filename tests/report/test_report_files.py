@@ -78,7 +78,7 @@ def test_a_single_record_before_any_group_entered(make_run):
     assert "None of the sampled groups has entered so far." in parts["path"]
     assert "conv1/kernel: 0 of 6 groups entered" in parts["entry"]
     assert "λ has not been estimated yet" in parts["settings"]
-    assert sum(part.count("<img") for part in parts.values()) == 4
+    assert sum(part.count("<img") for part in parts.values()) == 5
 
 
 def test_a_folder_with_nothing_but_its_configuration(make_run):
@@ -98,7 +98,7 @@ def test_without_norms_the_other_pictures_stay(make_run):
     (folder / "norms.npz").unlink()
     parts = sections(folder)
     assert "holds no norms.npz" in parts["path"]
-    assert sum(part.count("<img") for part in parts.values()) == 3
+    assert sum(part.count("<img") for part in parts.values()) == 4
 
 
 def test_without_a_path_the_final_table_stays(make_run):
@@ -118,7 +118,9 @@ def test_metrics_that_are_not_known_are_shown_as_a_dash(make_run):
 def test_what_a_run_records_is_what_its_report_knows(make_run):
     folder = make_run(steps=(1, 20), finished=False)
     record = Record(20, 1.0, held_out_loss=0.1234567, skipped=3)
-    assert "held-out data is" not in sections(folder)["curves"]  # of a run older than the field
+    assert (
+        "and 0.1235 on held-out data" not in sections(folder)["curves"]
+    )  # of a run older than the field
     assert "Steps left out" not in sections(folder)["curves"]
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record.to_json() | {"of a later version": "x"}) + "\n")
@@ -126,7 +128,7 @@ def test_what_a_run_records_is_what_its_report_knows(make_run):
     assert list(metrics) == [field.name for field in dataclasses.fields(Record)]
     assert metrics["held_out_loss"].tolist()[1:] == [0.1234567]
     body = sections(folder)["curves"]
-    assert "loss on held-out data is 0.1235 at the end" in body
+    assert "and 0.1235 on held-out data" in body
     assert "loss or gradient was not finite: 3." in body
 
 

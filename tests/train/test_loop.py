@@ -151,7 +151,10 @@ def test_norms_are_those_of_the_sampled_groups(whole):
     params, _ = train.load_params(run)
     with np.load(run / "norms.npz") as norms:
         assert [str(norms[f"leaf_{i}_name"]) for i in (0, 1)] == ["conv1/kernel", "fc/kernel"]
-        assert [norms[f"leaf_{i}_index"].size for i in (0, 1)] == [6, 48]
+        # All filters; of the weights 48, and some of those that entered besides.
+        assert norms["leaf_0_index"].size == 6
+        assert 48 <= norms["leaf_1_index"].size <= 60
+        assert [int(norms[f"leaf_{i}_size"]) for i in (0, 1)] == [6, 60]
         np.testing.assert_allclose(
             norms["leaf_1_w"][-1], np.abs(params["fc"]["kernel"]).ravel()[norms["leaf_1_index"]]
         )
@@ -164,7 +167,8 @@ def test_norms_are_those_of_the_sampled_groups(whole):
 
 def test_one_line_an_epoch_is_printed(whole):
     _, _, printed = whole
-    assert [line.split("  ")[0] for line in printed.splitlines()] == [
+    assert printed.startswith("training vgg-small on digits: 1,293 rows, 10 steps an epoch, 3 ep")
+    assert [line.split("  ")[0] for line in printed.splitlines()[1:]] == [
         "epoch 1/3", "epoch 2/3", "epoch 3/3",
     ]  # fmt: skip
     assert "\r" not in printed

@@ -7,7 +7,7 @@ writes. Nothing else is ever deleted.
 import contextlib
 import datetime
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +95,7 @@ def start(
     data: dict[str, Any],
     mesh: str = "data=1",
     options: Mapping[str, Any] | None = None,
+    order: Sequence[str] = (),
 ) -> None:
     """Makes the folder of a new run, cleared of the run that `check` found there.
 
@@ -107,6 +108,7 @@ def start(
         mesh: the devices it runs on.
         options: what else it was called with, so that it can be resumed with nothing but its
             folder.
+        order: the parameters' paths in the order in which the network uses them.
     """
     run.mkdir(parents=True, exist_ok=True)
     # config.json goes last, so that a folder half cleared is still known for what it is, and
@@ -122,6 +124,7 @@ def start(
             "data": data,
             "mesh": mesh,
             "options": dict(options or {}),
+            "order": list(order),
             "versions": versions(),
             "machine": machine(),
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
