@@ -173,6 +173,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--init", metavar="FILE",
         help="weights to start from: a run, one of its weights/, or a state dict of PyTorch",
     )  # fmt: skip
+    running.add_argument("--csv", metavar="FILE", help="write each record into a CSV file too")
+    running.add_argument(
+        "--tensorboard", metavar="DIR", help="write each record for TensorBoard too"
+    )
     running.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/PRESET)")
     running.add_argument(
         "--overwrite", action="store_true", help="delete the run that is in the folder first"

@@ -41,6 +41,7 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         out,
         preset=args.preset,
         command=command,
+        callbacks=_callbacks(args),
         data_dir=args.data_dir,
         text=args.text,
         tokenizer=args.tokenizer,
@@ -65,6 +66,14 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         after = ["retrain", str(out / run_files.TICKET)]
     if result["density"]:  # else there is no ticket to take, as has been said
         print(f"  next       {shlex.join(['dessilbi', *after])}")
+
+
+def _callbacks(args: argparse.Namespace) -> list[Any]:
+    """Returns what else is told of each record."""
+    from dessilbi_jax.train.callbacks import Csv, TensorBoard
+
+    made: list[Any] = [] if args.csv is None else [Csv(args.csv)]
+    return made if args.tensorboard is None else [*made, TensorBoard(args.tensorboard)]
 
 
 def _take_from_run(args: argparse.Namespace) -> None:
@@ -207,6 +216,7 @@ def describe(args: argparse.Namespace) -> None:
     shape = preset.input_shape
     if len(shape) == 1 and config.context is not None:
         shape = (config.context,)
+    assert config.network is not None  # a preset names it
     model = models.build(
         config.network,
         input_shape=shape,

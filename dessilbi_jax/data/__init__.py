@@ -13,6 +13,7 @@ Examples:
 
 from dessilbi_jax.data._dataset import Dataset
 from dessilbi_jax.data._load import load
+from dessilbi_jax.data._own import Arrays, from_arrays
 from dessilbi_jax.data._prepare import prepare
 from dessilbi_jax.data._source import ArrayPart, Batches, Part, Source
 from dessilbi_jax.data._streamed import StreamedImages
@@ -21,6 +22,7 @@ from dessilbi_jax.data.batches import augment, epoch_order
 
 __all__ = [
     "ArrayPart",
+    "Arrays",
     "Batches",
     "Dataset",
     "Part",
@@ -29,6 +31,7 @@ __all__ = [
     "Tokens",
     "augment",
     "epoch_order",
+    "from_arrays",
     "load",
     "prepare",
 ]

@@ -43,11 +43,13 @@ def points(run: Run) -> list[Point]:
         if not file.exists():
             continue
         result = check_fields(read_json(file), _FIELDS, str(file))
-        ticket = check_fields(result["ticket"], {"density": float}, f"{file}: ticket")
+        density = result["ticket"].get("density")
+        if not isinstance(density, float):
+            continue  # of an older version
         test = check_fields(result["test"], {"retrained": float}, f"{file}: test")
         found.append(
             Point(
-                float(ticket["density"]),
+                density,
                 float(test["retrained"]),
                 test.get("projected"),
                 test.get("dense"),

@@ -40,8 +40,8 @@ class TrainConfig:
     weights bit for bit.
 
     Attributes:
-        network: name of a network of `dessilbi_jax.models`.
-        dataset: name of a data set of `dessilbi_jax.data`.
+        network: name of a network of `dessilbi_jax.models`; None: the `model` given to `fit`.
+        dataset: name of a data set of `dessilbi_jax.data`; None: the `data` given to `fit`.
         epochs: passes over the training data, at least 1.
         batch_size: images, or windows of text, a step, on all devices together; an incomplete last
             batch of an epoch is dropped.
@@ -113,8 +113,8 @@ class TrainConfig:
         ValueError: nu must be a finite number above 0, got -1.0
     """
 
-    network: str
-    dataset: str
+    network: str | None
+    dataset: str | None
     epochs: int
     batch_size: int = 128
     widths: tuple[int, ...] | None = None
@@ -157,8 +157,8 @@ class TrainConfig:
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("network", "dataset"):
             value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise TypeError(f"{name} must be a name, got {value!r}")
+            if value is not None and (not isinstance(value, str) or not value):
+                raise TypeError(f"{name} must be a name or None, got {value!r}")
         for name in ("epochs", "batch_size", "records_per_epoch"):
             _integer(name, getattr(self, name), least=1, most=_MOST_STEPS)
         _integer("keep_every", self.keep_every, least=0)

@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import errno
 import io
 import math
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +17,7 @@ import dessilbi_jax as dl
 from dessilbi_jax import files, report, run_files
 from dessilbi_jax.provenance import versions
 from dessilbi_jax.train import cutting, initial, said
+from dessilbi_jax.train.callbacks import Callback, told
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.cutting import Stage
 from dessilbi_jax.train.data_facts import Where
@@ -34,9 +33,9 @@ from dessilbi_jax.train.run_folder.checkpoints import (
     KEPT,
     Checkpoints,
     Snapshot,
-    newest,
     restore_latest,
 )
+from dessilbi_jax.train.run_folder.disk_told import disk_told
 from dessilbi_jax.train.run_folder.lock import alone
 from dessilbi_jax.train.run_folder.records import Records, record_steps
 from dessilbi_jax.train.run_folder.weights import save_weights
@@ -46,13 +45,15 @@ from dessilbi_jax.train.stepper import Stepper
 # How often the loop waits for the device, to see whether the loss is still finite; and with
 # several processes how often they ask each other whether a signal has come.
 _LOOK_EVERY, _AGREE_EVERY = 50, 10
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 def fit(
     config: TrainConfig,
     out: str | Path,
     *,
+    model: Any = None,
+    data: Any = None,
+    callbacks: Sequence[Callback] = (),
     preset: str = "",
     command: str = "",
     data_dir: str | Path | None = None,
@@ -80,6 +81,14 @@ def fit(
     Args:
         config: what to train.
         out: the run's folder; made if it is not there.
+        model: a network of one's own, where `config.network` is None: a Flax NNX module that holds
+            parameters and batch statistics only, from a batch of inputs to logits, with its initial
+            weights. It is not changed. Of such a run tickets are drawn from its path
+            (`dl.SolutionPath.load`) and cut out by `dl.slim`.
+        data: one's own data, where `config.dataset` is None: (train, test), each (inputs, labels)
+            as `data.from_arrays` has them, or a `data.Source`.
+        callbacks: told of each record, and closed at the end, as `callbacks.Callback` has it;
+            `callbacks.Csv` and `callbacks.TensorBoard` are two.
         preset: name of the run, kept in config.json.
         command: the command line, kept in config.json.
         data_dir: where prepared data sets are, as `data.load` has it.
@@ -139,14 +148,14 @@ def fit(
     devices = make_mesh(mesh)
     if folder.check(out, config, resume=resume, overwrite=overwrite) == "finished":
         return _finished(out)
-    run = prepare(config, Where(data_dir, text, tokenizer), devices, init)
+    run = prepare(config, Where(data_dir, text, tokenizer), devices, init, model, data)
     if run.fresh:
         progress.note(f"drawn anew, as its size is another one: {', '.join(run.fresh)}")
     per_epoch, steps = run.facts.steps_per_epoch, run.steps
     project, cut_at, stage = jax.jit(_project), cutting.moment(config, steps), Stage.first(run)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_disk_errors(out))
+        stack.enter_context(disk_told(out))
         stack.enter_context(alone(out))
         # Once more: before the lock was had, another process may have been here.
         todo = folder.check(out, config, resume=resume, overwrite=overwrite)
@@ -164,13 +173,17 @@ def fit(
             name, facts = preset or out.resolve().name, run.facts.to_json()
             where = describe(devices)
             asked = {"mesh": mesh, "checkpoint_steps": checkpoint_steps, "keep": keep}
-            used = run.network, run.state.params, run.state.stats, run.facts.input_shape
+            used = (
+                run.network, run.state.params, run.state.stats, run.facts.input_shape,
+                next(iter(run.held))[0].dtype,
+            )  # fmt: skip
             folder.start(
                 out, config, preset=name, command=command, data=facts, mesh=where, options=asked,
                 order=used_in_order(*used),
             )  # fmt: skip
         processes.meet("folder made")
         began = time.monotonic()
+        telling = stack.enter_context(told(callbacks, first=processes.is_first()))
         signals = stack.enter_context(Signals())
         checkpoints = stack.enter_context(Checkpoints(out / run_files.CHECKPOINTS, keep))
 
@@ -191,12 +204,7 @@ def fit(
             checkpoints.wait()
             return said.diverged(at, what, config, out, per_epoch)
 
-        progress.line(
-            f"training {config.network} on {config.dataset}: {run.training.train_size:,} rows, "
-            f"{per_epoch} steps an epoch, {config.epochs} epochs, "
-            f"{sum(x.size for x in jax.tree.leaves(run.state.params)):,} parameters, on "
-            f"{jax.device_count()} {jax.default_backend()} device(s), into {out}"
-        )
+        progress.line(said.started(run, config, out))
         progress.begin(training.step)
         while training.step < steps:
             if training.step == cut_at and stage.plan is None:
@@ -245,6 +253,8 @@ def fit(
                 )
                 seen = None if stage.plan is not None else (state.params, state.opt_state)
                 record = records.add(record, seen)
+                for each in telling:
+                    each.record(step, record.to_json())
                 training.state = state = state.recorded()
                 if epoch_ends:
                     progress.epoch(record.to_json(), config.epochs)
@@ -357,27 +367,6 @@ def _restore(
     records.restore(snapshot.records)
     feed.set_state(snapshot.data)
     return stages[-1], snapshot.state, snapshot.seconds
-
-
-@contextlib.contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Says of an error of the disk what is left and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        last = newest(out / run_files.CHECKPOINTS)
-        then = "go on with --resume" if (out / run_files.CONFIG).exists() else "start it again"
-        raise OSError(
-            f"the run cannot be written ({_plain(error)}); last good checkpoint: "
-            f"{last or 'none yet'}. Make room or give write permission, then {then}"
-        ) from error
-
-
-def _plain(error: OSError) -> OSError:
-    """The same error in the system's own words: what to do is said by who catches it."""
-    return OSError(error.errno, os.strerror(error.errno or 0), error.filename)
 
 
 def _project(params: Any, opt_state: Any) -> Any:

@@ -11,7 +11,11 @@ from dessilbi_jax.tree import leaf_paths
 
 
 def used_in_order(
-    network: Network, params: Tree, stats: Tree, input_shape: tuple[int, ...]
+    network: Network,
+    params: Tree,
+    stats: Tree,
+    input_shape: tuple[int, ...],
+    dtype: Any = jnp.uint8,
 ) -> list[str]:
     """Returns the paths of all leaves of the parameters, first used first; unused ones come last.
 
@@ -22,6 +26,7 @@ def used_in_order(
         params: its parameters, or their shapes.
         stats: its batch statistics, or their shapes.
         input_shape: of one input: an image, or a window of tokens.
+        dtype: of an input, as the training data has it.
 
     Example:
         >>> from dessilbi_jax import models
@@ -30,7 +35,6 @@ def used_in_order(
         >>> used_in_order(*split_network(model, [0.0], [1.0]), (8, 8, 1))
         ['fc1/kernel', 'fc1/bias', 'fc2/kernel', 'fc2/bias']
     """
-    dtype = jnp.uint8 if network.mean else jnp.int32 if len(input_shape) == 1 else jnp.float32
     example = jax.ShapeDtypeStruct((1, *input_shape), dtype)
     shapes = jax.eval_shape(lambda tree: tree, (params, stats))
 

@@ -18,7 +18,7 @@ from dessilbi_jax.train.data_facts import DataFacts, Where
 from dessilbi_jax.train.devices.mesh import place_params, place_whole
 from dessilbi_jax.train.feeds import Rows, check_batch, evaluation_size
 from dessilbi_jax.train.initial import start_from
-from dessilbi_jax.train.optim import make_optimizer, make_schedule, make_structure
+from dessilbi_jax.train.optim import example_of, make_optimizer, make_schedule, make_structure
 from dessilbi_jax.train.step import Network, TrainState, first_state, split_network
 
 _MOST_RECORDS = 10**6
@@ -57,7 +57,14 @@ class Setup:
     given: bool = False
 
 
-def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | None = None) -> Setup:
+def prepare(
+    config: TrainConfig,
+    where: Where,
+    mesh: Mesh,
+    init: str | Path | None = None,
+    model: Any = None,
+    given: Any = None,
+) -> Setup:
     """Loads the data and makes network, optimizer and first state; writes nothing.
 
     Args:
@@ -65,6 +72,8 @@ def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | No
         where: the data is.
         mesh: the devices.
         init: weights to start from, as `start_from` has them.
+        model: a network of one's own, where `config.network` is None.
+        given: one's own (train, test) data, where `config.dataset` is None.
 
     Raises:
         ValueError: a batch that cannot be divided among the devices, or is larger than the data;
@@ -72,25 +81,35 @@ def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | No
         FileNotFoundError: the data, or the weights, are not there.
     """
     check_batch(config, mesh)
-    source = data.load(
-        config.dataset,
-        data_dir=where.data_dir,
-        image_size=config.image_size,
-        text=where.text,
-        tokenizer=where.tokenizer,
-        context=config.context,
-    )
+    _check_own("network", config.network, "model", model)
+    _check_own("dataset", config.dataset, "data", given)
+    source: data.Source
+    if config.dataset is None:
+        source = _own_source(given)
+    else:
+        source = data.load(
+            config.dataset,
+            data_dir=where.data_dir,
+            image_size=config.image_size,
+            text=where.text,
+            tokenizer=where.tokenizer,
+            context=config.context,
+        )
     if config.augment and source.kind != "images":
         raise ValueError(f"augment is for images, {config.dataset} is text: leave it out")
     facts = DataFacts.of(source, config, where)
     training, held = facts.split(source)
     steps = config.epochs * facts.steps_per_epoch
     check_length(config, facts.steps_per_epoch)
-    model = facts.build(config)
     fresh: list[str] = []
+    if config.network is None:
+        _check_model(model, facts, init)
+        model = nnx.clone(model)
+    else:
+        model = facts.build(config)
     if init is not None:
         model, fresh = start_from(init, model, config, facts)
-    structure = make_structure(config, model)
+    structure = make_structure(config, model, facts.input_shape)
     _check_density(config, structure, model)
     network, params, stats = split_network(model, facts.mean, facts.std)
     tx = make_optimizer(config, steps, structure)
@@ -108,6 +127,57 @@ def prepare(config: TrainConfig, where: Where, mesh: Mesh, init: str | Path | No
         fresh=tuple(fresh),
         given=init is not None,
     )
+
+
+def _check_own(field: str, name: str | None, argument: str, value: Any) -> None:
+    """Raises unless there is a name or one's own, and not both."""
+    if name is None and value is None:
+        raise ValueError(
+            f"{field} is None: name one in the configuration, or give fit({argument}=…)"
+        )
+    if name is not None and value is not None:
+        raise ValueError(
+            f"{argument} was given beside {field}={name!r}: the configuration of a run with one's "
+            f"own has {field}=None"
+        )
+
+
+def _own_source(given: Any) -> data.Source:
+    """Returns one's own data as a source: a source, or (train, test) with (inputs, labels) each."""
+    if isinstance(given, data.Source):
+        return given
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise TypeError(f"data must be (train, test) or a source, got {type(given).__name__}")
+    return data.from_arrays("own data", *given)
+
+
+def _check_model(model: Any, facts: DataFacts, init: Any) -> None:
+    """Raises unless a network of one's own can be trained on the data.
+
+    Raises:
+        TypeError: it is no Flax NNX module, or holds more than parameters and batch statistics.
+        ValueError: it cannot be called with an input, or gives no logits of the classes.
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model must be a Flax NNX module, got {type(model).__name__}")
+    if init is not None:
+        raise ValueError("init is for networks that have a name: give the model with its weights")
+    _, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    if others := jax.tree.leaves(states[2]):
+        raise TypeError(
+            f"model holds {len(others)} arrays that are no nnx.Param or nnx.BatchStat, as "
+            "dropout's keys are: leave them out"
+        )
+    example = example_of(model, facts.input_shape)
+    try:
+        logits = nnx.eval_shape(lambda m, x: m(x), model, example)
+    except Exception as error:  # whatever the network's own code raises
+        raise ValueError(f"model cannot be called with {example}: {error}") from error
+    if logits.shape != (1, facts.classes):
+        raise ValueError(
+            f"model gives {logits.shape} for one input, expected (1, {facts.classes}): a logit for "
+            "each class of the data"
+        )
 
 
 def check_length(config: TrainConfig, steps_per_epoch: int) -> None:

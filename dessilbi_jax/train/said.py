@@ -3,9 +3,22 @@
 import shlex
 from pathlib import Path
 
+import jax
+
 from dessilbi_jax import run_files
 from dessilbi_jax.train.config import TrainConfig
+from dessilbi_jax.train.prepare import Setup
 from dessilbi_jax.train.run_folder.checkpoints import newest
+
+
+def started(run: Setup, config: TrainConfig, out: Path) -> str:
+    """Returns the line with which a run begins: what is trained on what, where, and how long."""
+    return (
+        f"training {config.network or 'own network'} on {run.source.name}: "
+        f"{run.training.train_size:,} rows, {run.facts.steps_per_epoch} steps an epoch, "
+        f"{config.epochs} epochs, {sum(x.size for x in jax.tree.leaves(run.state.params)):,} "
+        f"parameters, on {jax.device_count()} {jax.default_backend()} device(s), into {out}"
+    )
 
 
 def diverged(

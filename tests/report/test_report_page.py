@@ -227,4 +227,4 @@ def test_names_that_a_font_or_a_legend_may_choke_on_are_drawn(make_run):
     folder = make_run(leaves={"_hidden": (4, 5), "层": (4, 5)})
     page = read(folder)
     assert [row[0] for row in page.tables["layers"][1:3]] == ["_hidden/kernel", "层/kernel"]
-    assert len(page.all("img")) == 4
+    assert len(page.all("img")) == 5

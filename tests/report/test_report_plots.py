@@ -195,7 +195,7 @@ def test_the_accuracy_axis_shows_small_differences_and_says_what_it_leaves_out(v
     axes.plot(values)
     plots._accuracy_axis(axes, np.array(values))
     low, high = axes.get_ylim()
-    assert shown - 0.04 < low < min(v for v in values if v > 0.2)
+    assert shown - 0.06 < low < min(v for v in values if v > 0.2)
     assert max(values) < high
     assert (plots._below(axes, np.array(values)) != "") == (min(values) < low)
     # Ticks are what they say.

@@ -139,6 +139,7 @@ def retrain(
         source, facts = ended.facts.load(data_dir), ended.facts
         trained, own = begun._replace(config=config), ticket
     else:
+        assert config.dataset is not None
         where = Where(data_dir or ended.facts.data_dir)
         source = data.load(config.dataset, data_dir=where.data_dir, image_size=config.image_size)
         facts = DataFacts.of(source, config, where)
