@@ -97,13 +97,14 @@ def solution_path(run: Run, narrow: bool = False) -> Picture | None:
         figure = Figure(figsize=(width, height), layout="constrained")
         ratios = [_BAR, *[(height - _BAR) / down] * down]
         grid = figure.add_gridspec(down + 1, 2 * across, height_ratios=ratios)
-        room = 90 if across == 1 and not narrow else 26
+        room = 50 if across == 1 and not narrow else 22
         for i, (each, leaf) in enumerate(pairs):
             row, first = 1 + i // across, 2 * (i % across)
             for side, (values, symbol) in enumerate(((leaf.w, "W"), (leaf.gamma, "Γ"))):
                 axes = figure.add_subplot(grid[row, first + side])
                 _norm_panel(axes, steps, leaf, values, scale)
-                name = _shortened(each.title, room) if side == 0 else ""
+                name = each.title if len(each.title) <= room else _shortened(each.short, room)
+                name = name if side == 0 else ""
                 axes.set_title(f"{name}  ‖{symbol}‖".strip())
                 if side == 1:
                     axes.set_title(_sizes(each, leaf), loc="right", fontsize=8, color=style.MUTED)
@@ -166,7 +167,9 @@ def entry_times(run: Run, narrow: bool = False) -> Picture | None:
         return None
     sets, remark = _chosen(run.sets())
     entry_of = run.path.entry_steps()
-    shown = [(each.title, each.groups.of_groups(entry_of)) for each in sets]
+    shown = [
+        (each.short if narrow else each.title, each.groups.of_groups(entry_of)) for each in sets
+    ]
     steps = np.asarray(run.path.steps)
     scale = _scale(float(steps[0]), float(steps[-1]))
     columns = _columns((e for _, e in shown), narrow)
@@ -178,7 +181,7 @@ def entry_times(run: Run, narrow: bool = False) -> Picture | None:
         bar, *grid = figure.subplots(len(shown) + 1, 1, height_ratios=[_BAR, *heights])
         for axes, (name, entry), tiled in zip(grid, shown, rows, strict=True):
             waiting = int((entry < 0).sum())
-            title = _shortened(name, 26 if narrow else 90)
+            title = _shortened(name, 24 if narrow else 80)
             axes.set_title(f"{title}: {count(entry.size - waiting)} of {count(entry.size)} entered")
             if tiled:
                 _tiles(axes, entry, scale, columns)

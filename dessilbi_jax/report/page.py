@@ -107,11 +107,13 @@ def table(
     rows: Sequence[Sequence[object]],
     *,
     numbers: Sequence[int] = (),
+    spare: Sequence[int] = (),
     total: Sequence[object] = (),
 ) -> str:
     """Returns a table whose first column heads its rows.
 
-    `numbers` are the columns set flush right; `total` is a last row, set apart.
+    `numbers` are the columns set flush right, `spare` those that a phone does not show; `total` is
+    a last row, set apart.
 
     >>> print(table("Layers", ["name", "groups"], [["fc1", 3]], numbers=[1]))
     <div class="wide"><table><caption>Layers</caption>
@@ -120,7 +122,8 @@ def table(
     """
 
     def cell(tag: str, column: int, value: object) -> str:
-        kind = ' class="number"' if column in numbers else ""
+        names = ["number"] * (column in numbers) + ["spare"] * (column in spare)
+        kind = f' class="{" ".join(names)}"' if names else ""
         return f"<{tag}{kind}>{escape(value)}</{tag.split()[0]}>"
 
     def row(values: Sequence[object]) -> str:

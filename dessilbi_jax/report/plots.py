@@ -180,7 +180,7 @@ def losses(run: Run, narrow: bool = False) -> Picture | None:
         _line(right, epoch, metrics["learning_rate"], color=style.DENSE,
               label=f"learning rate, {number(rate)} at the last record")  # fmt: skip
         right.set(title="Learning rate, and λ (right axis)", xlabel="epoch")
-        right.set_ylim(bottom=0)
+        right.set_ylim(0, 1.45 * right.get_ylim()[1])  # room for the legend
         handles, labels = right.get_legend_handles_labels()
         lam = run.last("lam")
         if math.isfinite(lam):
@@ -194,14 +194,14 @@ def losses(run: Run, narrow: bool = False) -> Picture | None:
             if run.lam_is_auto and len(moments):
                 other.plot(moments, values, "o", ms=4, color=style.PROJECTED,
                            label=f"{len(moments)} estimates of λ")  # fmt: skip
-            other.set_ylim(bottom=0)
+            other.set_ylim(0, 1.45 * other.get_ylim()[1])
             more = other.get_legend_handles_labels()
             handles, labels = handles + more[0], labels + more[1]
         for axes in (left, right):
             _moments(axes, run)
             axes.set_xlim(0, end_of(epoch))
         left.legend(loc="best")
-        right.legend(handles, labels, loc="best")
+        right.legend(handles, labels, loc="upper right")
     alt = (
         f"Two line charts against epochs. Left: the loss, at the last record "
         f"{number(run.last('loss'))} in training"
@@ -335,7 +335,7 @@ def layer_density(run: Run, narrow: bool = False) -> Picture | None:
         return None
     x, unit = _time_axis(run)
     by_leaf = run.path.layer_density()
-    layers = {each.title: by_leaf[each.names[0]] for each in run.sets()}
+    layers = {each.short if narrow else each.title: by_leaf[each.names[0]] for each in run.sets()}
     draw = _layer_curves if len(layers) <= _LINES else _layer_heat_map
     with style.context():
         figure = draw(x, unit, layers, narrow)

@@ -51,6 +51,11 @@ class Set:
     names: tuple[str, ...]
     groups: GroupSet
 
+    @property
+    def short(self) -> str:
+        """The title where there is little room: the first layer of several."""
+        return self.title if len(self.names) == 1 else _title(self.names[:1]).rpartition("/")[0]
+
 
 def _title(names: Sequence[str]) -> str:
     """Returns what a set is called: its leaf, or the layers that its groups lie in.

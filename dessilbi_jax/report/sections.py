@@ -223,6 +223,7 @@ def layers(run: Run) -> Section:
                 for layer in rows
             ],
             numbers=range(2, 7),
+            spare=(1, 4, 5),
             total=_total(rows, run),
         )
     return Section("layers", "Density by layer", body)

@@ -118,6 +118,14 @@ code, pre {{ font-family: var(--code); font-size: .875rem; }}
 pre {{ background: #f1f3f5; border: 1px solid var(--rule); border-radius: 4px; padding: .75rem 1rem;
   white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 1rem; }}
 footer {{ margin-top: 4rem; padding-top: .75rem; border-top: 1px solid var(--rule); }}
+@media screen and (max-width: 40rem) {{
+  body {{ padding: 1.5rem 1rem 3rem; }}
+  .spare {{ display: none; }}
+  table {{ font-size: .8125rem; min-width: 100%; }}
+  th, td {{ padding-right: .625rem; overflow-wrap: anywhere; }}
+  thead th {{ white-space: normal; }}
+  .settings {{ columns: 1; }}
+}}
 @media print {{
   @page {{ margin: 16mm 15mm; }}
   html {{ background: none; font-size: 10.5pt; }}
