@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 import dessilbi_jax as dl
-from dessilbi_jax import cli
+from dessilbi_jax import cli, run_files
 from dessilbi_jax.train.finished import latency
+from dessilbi_jax.train.run_folder.owned import foreign
 
 RUN = ["--no-settle", "--density", "0.5", "--nu", "50", "--epochs", "2", "--batch-size", "64"]
 
@@ -228,3 +229,78 @@ def test_describe_shows_what_can_be_cut_out(capsys):
     assert "what can be cut out, for one row of the batch:" in text
     assert "parameters in 448 groups" in text
     assert "conv6/kernel" in text
+
+
+def test_a_sweep_is_resumed_made_finer_and_shown(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    words = ["sweep", copy, "--epochs", "1", "--quiet", "--density"]
+    lines = said(capsys, *words, "0.2")
+    assert lines[0].split() == ["density", "projected", "retrained", "dense"]
+    result = json.loads((copy / "sweep" / "0.2-retrained" / "result.json").read_text())
+    assert 0.15 < result["ticket"]["density"] <= 0.2
+    assert lines[2].split()[0] == f"{result['ticket']['density']:.1%}".replace("%", "")
+    before = (copy / "sweep" / "0.2-retrained" / "weights.safetensors").stat().st_mtime_ns
+    assert len(said(capsys, *words, "0.4", "0.2")) == len(lines) + 1
+    after = (copy / "sweep" / "0.2-retrained" / "weights.safetensors").stat().st_mtime_ns
+    assert before == after  # only what is new
+    text = (copy / "report.html").read_text()
+    assert "Accuracy against density" in text
+    assert text.index("Slim network") < text.index("Dense accuracy")  # the best leads
+    assert foreign(copy, run_files.WRITTEN) == []
+    for words_, message in (
+        ([copy, "--density", "0.2", "--quiet", "--epochs", "2"], "do it anew with --overwrite"),
+        ([copy, "--density", "0.2", "0.2"], "one or more different shares"),
+        ([copy, "--density", "1.2"], "got [1.2]"),
+        (["nowhere"], "nowhere holds no run"),
+    ):
+        assert cli.main(["sweep", *map(str, words_)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_runs_are_compared_as_a_table_and_a_page(run, tmp_path, capsys):
+    other, page = tmp_path / "other", tmp_path / "page.html"
+    shutil.copytree(run, other)
+    config = json.loads((other / "config.json").read_text())
+    config["config"]["nu"] = 7.0
+    (other / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(other / "slim")
+    lines = said(capsys, "compare", run, other, "--out", page)
+    assert lines[0].split()[:3] == ["run", "state", "accuracy"]
+    result = json.loads((run / "result.json").read_text())
+    small = json.loads((run / "slim" / "result.json").read_text())["networks"]["slim"]
+    assert f"{100 * result['test_accuracy']:.2f}" in lines[2]
+    assert f"{small['parameters']:,}" in lines[2]
+    assert f"{small['parameters']:,}" not in lines[3]
+    assert ["nu", "50.0", "7.0"] in [line.split() for line in lines]
+    assert not any(line.startswith("kappa") for line in lines)
+    text = page.read_text()
+    assert "side by side" in text
+    assert "What was different" in text
+    tmp_path.joinpath("mine.html").write_text("mine")
+    for words, message in (
+        ([run, run], "two different runs or more"),
+        ([run], "two different runs or more"),
+        ([run, "nowhere"], "nowhere is not a folder"),
+        ([run, other, "--out", page], "is there already: replace it with --overwrite"),
+        (
+            [run, other, "--out", tmp_path / "mine.html", "--overwrite"],
+            "so that it is not replaced",
+        ),
+    ):
+        assert cli.main(["compare", *map(str, words)]) == 2
+        assert message in capsys.readouterr().err
+    assert said(capsys, "compare", run, other, "--out", page, "--overwrite")[-1] == str(page)
+    assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_commands_that_add_to_a_run_renew_its_report(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "report.html").unlink()
+    lines = said(capsys, "ticket", copy, "--params", "15000", "--overwrite")
+    assert f"report     {copy}/report.html" in lines[-2]
+    assert "Ticket and slimmed network" in (copy / "report.html").read_text()
+    (copy / "report.html").unlink()
+    said(capsys, "ticket", copy, "--params", "15000", "--out", tmp_path / "elsewhere.npz")
+    assert not (copy / "report.html").exists()
