@@ -116,6 +116,9 @@ def _run(words: list[str]) -> int:
             from dessilbi_jax import report
 
             print(report.write(args.run))
+            if args.figures:
+                written = report.write_figures(args.run, args.figures, overwrite=args.overwrite)
+                print("\n".join(map(str, written)))
         case "presets":
             print("\n\n".join(map(str, PRESETS.values())))
         case "describe":

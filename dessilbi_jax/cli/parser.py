@@ -231,6 +231,8 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     report = add("report", "write the report of a run anew")
     report.add_argument("run", metavar="RUN", help="folder of the run")
+    report.add_argument("--figures", metavar="DIR", help="write its pictures as SVG files too")
+    report.add_argument("--overwrite", action="store_true", help="replace pictures there")
     _add_tickets(add)
     add("presets", "list the presets")
     describe = add("describe", "show a preset's configuration and its groups", options)

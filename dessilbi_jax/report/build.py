@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from dessilbi_jax import files, run_files
-from dessilbi_jax.report import sections
+from dessilbi_jax.report import groups, plots, sections, style
 from dessilbi_jax.report.page import GENERATOR, page
+from dessilbi_jax.report.retrained import points
 from dessilbi_jax.report.run import read_run
 
 
@@ -23,6 +24,37 @@ def render(run_dir: str | Path) -> str:
         sections=[section for section in built if section is not None],
         footer=f"Written by dessilbi_jax from the files in {run.folder.resolve().name}.",
     )
+
+
+def write_figures(
+    run_dir: str | Path, folder: str | Path, *, overwrite: bool = False
+) -> list[Path]:
+    """Writes the pictures of a run's report as SVG files, and returns their paths.
+
+    The folder is made if it is not there. Raises FileExistsError where one of the files is there,
+    or with `overwrite` where one of them is not of this library; what `write` raises of the run.
+    """
+    run, folder = read_run(run_dir), Path(folder)
+    tickets = points(run)
+    pictures = {
+        "path": groups.solution_path(run),
+        "curves": plots.curves(run),
+        "losses": plots.losses(run),
+        "layers": plots.layer_density(run),
+        "entry": groups.entry_times(run),
+        "retraining": plots.retraining(tickets),
+        "sizes": plots.accuracy_by_density(tickets) if len(tickets) > 1 else None,
+    }
+    drawn = {folder / f"{name}.svg": each for name, each in pictures.items() if each is not None}
+    for file in drawn:
+        files.check_text(file, GENERATOR, "picture of this library")
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"{file} is there already: replace it with --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, picture in drawn.items():
+        title = f"{GENERATOR}: {run.preset}, {file.stem}"
+        files.write_atomically(file, style.svg(picture.figure, "white", title))
+    return list(drawn)
 
 
 def write(run_dir: str | Path) -> Path:

@@ -82,7 +82,7 @@ def figure(picture: Picture, caption: str) -> str:
     """Returns a picture with its alternative text and the caption that tells how to read it."""
     narrow = ""
     if picture.narrow is not None:
-        uri = style.data_uri(picture.narrow())
+        uri = style.data_uri(picture.narrow)
         narrow = f'<source media="screen and (max-width: 40rem)" srcset="{uri}">'
     uri = style.data_uri(picture.figure)
     image = f'<picture>{narrow}<img src="{uri}" alt="{escape(picture.alt)}"></picture>'

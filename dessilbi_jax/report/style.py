@@ -7,6 +7,7 @@ times of entry are shown on matplotlib's viridis without its yellow end, which w
 import io
 import warnings
 from base64 import b64encode
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -162,18 +163,19 @@ def entry_colours() -> Colormap:
     return ListedColormap([viridis(0.87 * i / 255) for i in range(256)], name="entry")
 
 
-def svg(figure: Figure, background: str = "none") -> bytes:
+def svg(figure: Figure, background: str = "none", title: str | None = None) -> bytes:
     """Returns a matplotlib figure as an SVG document, the same bytes on every call.
 
     Args:
         figure: the figure; its layout is settled by this.
         background: colour of the paper; `none` lets the page's own show through.
+        title: what the document calls itself.
 
     >>> svg(Figure(figsize=(1, 1)))[:5]
     b'<?xml'
     """
     file = io.BytesIO()
-    plain: Any = {"Date": None, "Creator": None}
+    plain: Any = {"Date": None, "Creator": None, **({} if title is None else {"Title": title})}
     with context(), warnings.catch_warnings():
         # A name in a script the font lacks shows as boxes; the page's text has it in full.
         warnings.filterwarnings("ignore", message="Glyph")
@@ -182,13 +184,17 @@ def svg(figure: Figure, background: str = "none") -> bytes:
     return file.getvalue()
 
 
-def data_uri(figure: Figure) -> str:
+def data_uri(figure: Figure | Callable[[], Figure]) -> str:
     """Returns a matplotlib figure as an SVG in a `data:` address, the same bytes on every call.
+
+    A function that makes the figure will do as well.
 
     >>> data_uri(Figure(figsize=(1, 1)))[:26]
     'data:image/svg+xml;base64,'
     """
-    return "data:image/svg+xml;base64," + b64encode(svg(figure)).decode("ascii")
+    return "data:image/svg+xml;base64," + b64encode(
+        svg(figure() if callable(figure) else figure)
+    ).decode("ascii")
 
 
 def _settle(figure: Figure) -> None:

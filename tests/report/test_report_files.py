@@ -142,6 +142,7 @@ def test_a_line_still_being_written_is_left_out_and_repeated_steps_are_replaced(
     assert np.isnan(metrics["density"][-1])
 
 
+@pytest.mark.drawn
 def test_the_same_run_gives_the_same_bytes(finished_run):
     assert report.render(finished_run) == report.render(finished_run)
 
@@ -291,3 +292,17 @@ def test_a_write_that_fails_leaves_the_old_report_and_nothing_else(make_run, mon
         report.write(folder)
     assert set(os.listdir(folder)) == before
     assert (folder / "report.html").read_text() == "the report before, by dessilbi_jax"
+
+
+def test_figures_are_written_as_files_and_replace_only_their_own(finished_run, tmp_path):
+    folder = tmp_path / "figures"
+    written = report.write_figures(finished_run, folder)
+    names = ["path", "curves", "losses", "layers", "entry"]
+    assert [file.name for file in written] == [f"{name}.svg" for name in names]
+    assert all(b"<svg" in file.read_bytes() for file in written)
+    with pytest.raises(FileExistsError, match="is there already: replace it with --overwrite"):
+        report.write_figures(finished_run, folder)
+    (folder / "curves.svg").write_text("<svg>mine</svg>")
+    with pytest.raises(FileExistsError, match="is no picture of this library"):
+        report.write_figures(finished_run, folder, overwrite=True)
+    assert (folder / "curves.svg").read_text() == "<svg>mine</svg>"

@@ -67,8 +67,8 @@ def read(folder):
 
 
 @pytest.fixture(scope="module")
-def text(finished_run):
-    return report.render(finished_run)
+def text(drawn_once):
+    return drawn_once
 
 
 @pytest.fixture
@@ -223,6 +223,7 @@ def test_all_text_is_escaped(make_run):
     assert page.tables["layers"][1][0] == "a<b>&\"'$\\bad$_/kernel"
 
 
+@pytest.mark.drawn
 def test_names_that_a_font_or_a_legend_may_choke_on_are_drawn(make_run):
     folder = make_run(leaves={"_hidden": (4, 5), "层": (4, 5)})
     page = read(folder)
