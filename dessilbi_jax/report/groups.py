@@ -145,7 +145,10 @@ def _norm_panel(
     for g in np.argsort(-first, kind="stable"):  # the earliest on top
         if entry[g] >= 0:
             colour, line = scale.to_rgba(steps[entry[g]]), slice(entry[g], None)
-            axes.plot(steps[line], values[line, g], color=colour, linewidth=1.1, zorder=3)
+            dot = "o" if entry[g] == steps.size - 1 else ""  # a single point has no line
+            axes.plot(
+                steps[line], values[line, g], dot + "-", color=colour, lw=1.1, ms=2.5, zorder=3
+            )
     if steps.size == 1:
         colours = np.where(entry[:, None] < 0, to_rgba(style.WAITING), scale.to_rgba(steps[0]))
         axes.scatter(np.full(entry.size, steps[0]), values[0], c=colours, s=8, zorder=3)
