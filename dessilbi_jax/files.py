@@ -17,6 +17,10 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+_LONGEST_HEADER, _NPY_HEADER = 2**28, 2**12  # bytes
+# Of an archive of ours: how it begins, also where it was cut off, and what the first ones were,
+# which do not say.
+_BEGIN, _HEADER, _FIRST_KIND = 64, b"header.npy", "solution path"
 # What a kill in the middle of a write leaves beside a file: its name, a token, this ending.
 PART = ".part"
 
@@ -32,6 +36,7 @@ def new_file(file: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
         keep: where to move the file that is there, if it is to be kept.
 
     Raises:
+        IsADirectoryError: `file` or `keep` is a folder.
         OSError: it cannot be written: the disk is full or read-only, say, or there is no folder.
 
     Example:
@@ -42,6 +47,9 @@ def new_file(file: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
         ...     print(Path(there, "a.txt").read_text())
         whole
     """
+    for each in (file, keep):
+        if each is not None and each.is_dir():
+            raise IsADirectoryError(f"{each} is a folder, which no file replaces: give a file")
     with _in_place_of(file) as part:
         with part.open("xb") as stream:
             yield stream
@@ -164,6 +172,30 @@ def write_json(file: Path, value: dict[str, Any]) -> None:
     write_atomically(file, text + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, or nested so deeply that it cannot be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def why(error: Exception) -> str:
+    """Returns what is wrong with an archive, from whatever zip, JSON and NumPy raised.
+
+    Example:
+        >>> why(ValueError("Cannot load file containing pickled data when allow_pickle=False"))
+        'it is no archive of numbers'
+    """
+    if "pickle" in str(error) or "Object arrays" in str(error):
+        return "it is no archive of numbers"
+    return str(error) or type(error).__name__
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
@@ -172,7 +204,7 @@ def read_json(file: Path) -> dict[str, Any]:
         ValueError: the file holds something else.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{file} is not there") from None
     except ValueError as error:
@@ -194,14 +226,18 @@ def write(
     """Writes header and arrays to `file`; nothing half-written stays behind.
 
     Args:
-        file: where to; what is there is replaced.
-        header: what JSON can hold.
+        file: where to; a file of the same kind that is there is replaced, and nothing else.
+        header: what JSON can hold; its "kind" says what the file is.
         arrays: arrays of numbers or bits.
         keep: where to move the file that is there, if it is to be kept.
 
     Raises:
+        FileExistsError: what is there, or at `keep`, is no such file.
         ValueError: a header that JSON cannot hold.
     """
+    for each in (file, keep):
+        if each is not None:
+            check_own(each, str(header.get("kind", _FIRST_KIND)))
     try:
         text = json.dumps(header, allow_nan=True)
     except (TypeError, ValueError) as error:
@@ -213,26 +249,93 @@ def write(
         np.savez_compressed(stream, **members)
 
 
-def read(file: Path, kind: str, formats: tuple[int, ...]) -> tuple[Any, dict[str, np.ndarray]]:
+def read(
+    file: Path,
+    kind: str,
+    formats: tuple[int, ...],
+    sizes: Callable[[Any], Mapping[str, int]],
+) -> tuple[Any, dict[str, np.ndarray]]:
     """Header and arrays of a file that `write` wrote.
+
+    Nothing is unpacked before it is known how large it should be: a file of some megabytes can say
+    that it holds as many gigabytes.
 
     Args:
         file: the file.
         kind: what its header must say it is.
         formats: the formats that are understood.
+        sizes: from the header to the most bytes that each array may have; no others are read.
 
     Raises:
-        ValueError: a file of another kind or format. Damaged bytes raise whatever zip, JSON and
-            NumPy make of them.
+        ValueError: a file of another kind or format, or a larger array than it should hold.
+            Damaged bytes raise whatever zip, JSON and NumPy make of them.
     """
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-        header = json.loads(str(data["header"]))
-        found = header.get("kind", "solution path")  # the first files did not say
+        _check_size(data, "header", _LONGEST_HEADER)
+        header = parse_json(str(data["header"]))
+        found = header.get("kind", _FIRST_KIND)
         if found != kind:
             raise ValueError(f"it holds a {found}, expected a {kind}")
         if header["format"] not in formats:
             raise ValueError(f"format {header['format']}, expected {formats[-1]}")
-        return header, {name: data[name] for name in data.files if name != "header"}
+        most = sizes(header)
+        names = [name for name in data.files if name in most]
+        for name in names:
+            _check_size(data, name, most[name])
+        return header, {name: data[name] for name in names}
+
+
+def _check_size(data: Any, name: str, most: int) -> None:
+    """Raises unless a member of an archive unpacks to at most so many bytes, and its own header."""
+    size = data.zip.getinfo(f"{name}.npy").file_size
+    if size > most + _NPY_HEADER:
+        raise ValueError(f"{name} would take {size:,} bytes, it should be {most:,} at most")
+
+
+def check_own(file: Path, kind: str) -> None:
+    """Raises unless `write` may put a file of a kind there; changes nothing.
+
+    Only a file of that kind is ever replaced, also where it is damaged; an empty one has nothing
+    to lose.
+
+    Raises:
+        IsADirectoryError: there is a folder.
+        FileExistsError: there is something else.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder, which no file replaces: give a file")
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        start = stream.read(_BEGIN)
+        if not start:
+            return
+        stream.seek(0)
+        try:
+            with np.load(stream, allow_pickle=False) as data:
+                _check_size(data, "header", _LONGEST_HEADER)
+                found = parse_json(str(data["header"])).get("kind", _FIRST_KIND)
+        except Exception:  # whatever zip, JSON or NumPy make of it: damaged, or never ours
+            found = kind if _HEADER in start else "a file of another kind"
+    if found != kind:
+        raise FileExistsError(
+            f"{file} is there and is no {kind}, so that it is not replaced: give another file"
+        )
+
+
+def check_text(file: Path, sign: str, kind: str) -> None:
+    """Raises unless a text may be put there: nothing, or a text of ours, which holds `sign`.
+
+    Raises:
+        IsADirectoryError: there is a folder.
+        FileExistsError: there is something else.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder, which no file replaces: give a file")
+    if file.exists() and file.stat().st_size and sign.encode() not in file.read_bytes():
+        raise FileExistsError(
+            f"{file} is there and is no {kind}, so that it is not replaced: give another file"
+        )
 
 
 def previous(file: Path) -> Path:
@@ -256,7 +359,7 @@ def load(file: Path, kind: str, parse: Callable[[Path], _T]) -> _T:
             found = parse(previous(file))
         except Exception:
             raise ValueError(
-                f"{file} is no readable {kind} ({error}), and there is no previous one"
+                f"{file} is no readable {kind} ({why(error)}), and there is no previous one"
             ) from None
     warnings.warn(f"{file} is damaged; the previous one was read instead", stacklevel=3)
     return found

@@ -18,14 +18,47 @@ TICKET = "ticket.npz"
 RETRAINED = "retrained"
 SLIM = "slim"
 INTERPRETATION = "interpretation.npz"
+SWEEP = "sweep"
 LOCK = "run.lock"
+UNFINISHED_ENDING = ".unfinished"  # of a retraining, beside where it goes
 OURS = {
     CONFIG, METRICS, PATH, PATH + ".previous", NORMS, GROWTH, CHECKPOINTS, RESULT, REPORT, WEIGHTS,
-    TICKET, RETRAINED, SLIM, INTERPRETATION, LOCK,
+    TICKET, RETRAINED, RETRAINED + UNFINISHED_ENDING, SLIM, SWEEP, INTERPRETATION, LOCK,
 }  # fmt: skip
+# What is in the folders among them: paths from there on. Nothing else is ever replaced or deleted.
+RETRAINED_FILES = r"weights\.safetensors|result\.json"
+SLIM_FILES = r"params\.safetensors|plan\.json|card\.json|forward\.jaxexport|result\.json"
+_CHECKPOINT = (
+    r"(state/.*|meta\.json|checksums\.json|[a-z]+\.jsonl?|[a-z]+\.npz|commit_success\.txt|"
+    r"_[A-Z_]+|)"
+)
+CHECKPOINT_FILES = rf"(\d+(\.orbax-checkpoint-tmp[^/]*)?/{_CHECKPOINT})?"
+UNFINISHED_FILES = rf"(request\.json|{CHECKPOINTS}/{CHECKPOINT_FILES}|{re.escape(LOCK)})?"
+_PART = r"(\.[0-9a-f]+)?\.(part|tmp)"  # how a file or folder ends that was not finished
+_INSIDE = {
+    WEIGHTS: r"(\d+\.safetensors)?",
+    CHECKPOINTS: CHECKPOINT_FILES,
+    RETRAINED: RETRAINED_FILES,
+    SLIM: SLIM_FILES,
+    RETRAINED + UNFINISHED_ENDING: UNFINISHED_FILES,
+    SWEEP: (
+        rf"([0-9.e-]+\.npz({_PART})?|[0-9.e-]+-{RETRAINED}({_PART})?/({RETRAINED_FILES})|"
+        rf"[0-9.e-]+-{RETRAINED}{re.escape(UNFINISHED_ENDING)}/{UNFINISHED_FILES})?"
+    ),
+}
 # What a run that was killed while writing can leave behind.
 _NAMES = "|".join(map(re.escape, sorted(OURS)))
-UNFINISHED = re.compile(rf"\.?({_NAMES}|\d+\.safetensors)(\.[0-9a-f]+)?\.(part|tmp)")
+UNFINISHED = re.compile(rf"\.?({_NAMES}|\d+\.safetensors){_PART}")
+# All that a run writes: what the path of a file matches, from the run's folder on.
+WRITTEN = re.compile(
+    "|".join(
+        [
+            rf"({_NAMES})/?",
+            *(rf"{re.escape(name)}({_PART})?/({inside})" for name, inside in _INSIDE.items()),
+            rf"({WEIGHTS}/)?{UNFINISHED.pattern}/?",
+        ]
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)

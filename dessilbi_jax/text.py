@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
@@ -60,6 +61,31 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     """
     near = nearest(name, known)
     return f"; did you mean {near}?" if near else ""
+
+
+def check_pattern(pattern: str, argument: str) -> None:
+    """Raises unless a pattern that was given as `argument` is a regular expression.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is none.
+
+    Example:
+        >>> check_pattern("fc(", "drop")
+        Traceback (most recent call last):
+        ...
+        ValueError: drop: 'fc(' is no regular expression (missing ), unterminated subpattern at
+        position 2); a literal bracket or dot has a backslash before it
+    """
+    if not isinstance(pattern, str):
+        raise TypeError(f"{argument}: a pattern must be a string, got {pattern!r}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{argument}: {pattern!r} is no regular expression ({error}); a literal bracket or dot "
+            "has a backslash before it"
+        ) from None
 
 
 def until_reader_leaves(run: Callable[[], int]) -> int:

@@ -27,7 +27,9 @@ def ticket(place, n):
 
 
 def whole_folder(place, n):
-    with folder.written_at_once(place, overwrite=True, kind="note") as part:
+    with folder.written_at_once(
+        place, overwrite=True, kind="note", own=r"result\.json|inner/bytes"
+    ) as part:
         files.write_json(part / "result.json", {"kind": "note", "n": n})
         (part / "inner").mkdir()
         (part / "inner" / "bytes").write_bytes(bytes(50 + n))
@@ -154,6 +156,66 @@ def test_what_a_kill_leaves_is_no_file_of_the_run_and_tidied_away(tmp_path):
     killed.gen.close()
 
 
+def path_of(n):
+    path = dl.SolutionPath()
+    tx = dl.dessilbi(0.1, nu=1.0, lam=0.15)
+    path.record(n, tx.init(PARAMS))
+    return path
+
+
+# What saves one file, by the name of what it writes.
+SAVERS = {
+    "solution path": lambda file: path_of(1).save(file),
+    "ticket": lambda file: ticket(file, 2),
+    "plan": lambda file: plan(file, 2),
+}
+
+
+@pytest.mark.parametrize("name", SAVERS)
+def test_only_a_file_of_the_same_kind_is_replaced(name, tmp_path):
+    place, other = tmp_path / "place", tmp_path / "other"
+    place.mkdir()
+    (place / "mine.txt").write_text("mine")
+    with pytest.raises(IsADirectoryError, match="is a folder, which no file replaces"):
+        SAVERS[name](place)
+    others = [lambda: other.write_text("mine")]
+    others += [lambda kind=kind: SAVERS[kind](other) for kind in SAVERS if kind != name]
+    for write in others:
+        other.unlink(missing_ok=True)
+        write()
+        before = content(tmp_path)
+        with pytest.raises(FileExistsError, match=f"is no {name}, so that it is not replaced"):
+            SAVERS[name](other)
+        assert content(tmp_path) == before
+    # Its own, an empty one, and one of its own that was cut off.
+    for part in (slice(0), slice(None), slice(60)):
+        other.unlink()
+        SAVERS[name](other)
+        other.write_bytes(other.read_bytes()[part])
+        SAVERS[name](other)
+    other.write_bytes(b"PK\x03\x04" + bytes(90))
+    with pytest.raises(FileExistsError):
+        SAVERS[name](other)
+
+
+def test_a_previous_path_that_is_none_is_not_replaced(tmp_path):
+    place, before = tmp_path / "path.npz", tmp_path / "path.npz.previous"
+    path_of(1).save(place)
+    before.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"path\.npz\.previous is there and is no solution"):
+        path_of(2).save(place)
+    assert before.read_text() == "mine"
+
+
+def test_a_folder_with_anothers_file_in_it_is_not_replaced(tmp_path):
+    WRITERS["folder"](tmp_path / "a", 1)
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    before = content(tmp_path)
+    with pytest.raises(FileExistsError, match=r"did not write \(notes\.txt\); none is deleted"):
+        WRITERS["folder"](tmp_path / "a", 2)
+    assert content(tmp_path) == before
+
+
 def test_two_that_write_one_file_do_not_meet(tmp_path):
     place = tmp_path / "a"
     with files.new_file(place) as first, files.new_file(place) as second:
@@ -188,3 +250,43 @@ def test_json_that_is_damaged_is_an_error_that_names_the_file(text, message, tmp
     file.write_text(text)
     with pytest.raises(ValueError, match=rf"result\.json is damaged: .*{message}"):
         files.read_json(file)
+
+
+@pytest.mark.parametrize("load", [dl.Ticket.load, dl.SolutionPath.load, dl.Plan.load])
+def test_no_file_is_unpacked_before_its_size_is_known(load, tmp_path, monkeypatch):
+    """Small files that would take gigabytes, or say that they do, are refused at once."""
+    file = tmp_path / "file"
+    name = {dl.Ticket.load: "ticket", dl.SolutionPath.load: "solution path"}.get(load, "plan")
+    SAVERS[name](file)
+    whole = file.read_bytes()
+    if name != "plan":
+        with np.load(file) as data:
+            arrays = {key: data[key] for key in data.files}
+        big = next(key for key in arrays if key.startswith("bits"))
+        for change in ({big: np.zeros(2**24, np.uint8)}, {"header": np.array("[" * 10**5)}):
+            np.savez_compressed(file, **arrays | change)
+            with pytest.raises(ValueError, match=r"would take|nested too deeply"):
+                load(f"{file}.npz")
+        text = str(arrays["header"])
+        for key in ("shapes", "groups"):
+            tampered = re.sub(rf'("{key}": {{"kernel": )\[[0-9, ]+', r"\1[99999999, 9999999", text)
+            assert tampered != text
+            np.savez_compressed(file, **arrays | {"header": np.array(tampered)})
+            with pytest.raises(ValueError, match="is no readable"):
+                load(f"{file}.npz")
+        np.savez(f"{file}.npz", header=np.array({}, dtype=object))
+        with pytest.raises(ValueError, match="it is no archive of numbers") as caught:
+            load(f"{file}.npz")
+        assert "pickle" not in str(caught.value)
+    else:
+        file.write_text('{"format": ' + "[" * 10**5)
+        with pytest.raises(ValueError, match="nested too deeply"):
+            load(file)
+    file.write_bytes(whole)
+    load(file)
+
+
+def test_deep_json_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": ' + "[" * 10**5)
+    with pytest.raises(ValueError, match=r"config\.json is damaged: .*nested too deeply"):
+        files.read_json(tmp_path / "config.json")

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -17,6 +18,44 @@ import dessilbi_jax as dl
 REPO = Path(__file__).parents[1]
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 QUICKSTART = "01_quickstart"
+NUMBERS = {
+    "01_quickstart": """
+outside = jax.tree.map(lambda w, m: jnp.where(m, 0, w), from_ticket, mask)
+{
+    "asked_density": 0.05,
+    "density_of_gamma": float(path.density()[-1]),
+    "ticket_density": ticket.density,
+    "accuracy": float(accuracy(params)),
+    "projected_accuracy": float(path.metrics["projected_accuracy"][-1]),
+    "ticket_accuracy": float(accuracy(from_ticket)),
+    "random_accuracy": float(accuracy(from_random)),
+    "nonzero_outside_ticket": int(sum(jnp.count_nonzero(w) for w in jax.tree.leaves(outside))),
+}
+""",
+    "02_tickets_and_slimming": """
+{
+    "accuracy_dense": accuracy(net),
+    "accuracy_slim": accuracy(small.model),
+    "accuracy_tuned": accuracy(tuned),
+    "difference": small.difference,
+    "share_of_flops": small.flops[1] / small.flops[0],
+    "share_of_numbers": small.params[1] / small.params[0],
+    "same_ticket": bool(dl.Ticket.load("ticket.npz").density == ticket.density),
+    "flax_difference": flax_small.difference,
+}
+""",
+    "03_scaling": """
+{
+    "devices": jax.device_count(),
+    "largest_difference_of_loss": difference,
+    "same_support": same,
+    "share_of_v": on_first_device(here.v) / in_all(here.v),
+    "share_of_gamma": on_first_device(here.gamma) / in_all(here.gamma),
+    "share_of_w": on_first_device(params) / in_all(params),
+    "steps_of_the_resumed_run": result["steps"],
+}
+""",
+}
 
 
 def read(name):
@@ -62,6 +101,8 @@ def executed(tmp_path_factory):
                 kernel_spec_manager=specs, connection_file=str(root / "kernel.json")
             )
             notebook = read(name)
+            # What its text speaks of, as numbers for the tests below.
+            notebook.cells.append(nbformat.v4.new_code_cell(NUMBERS[name]))
             client = NotebookClient(
                 notebook, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}}
             )
@@ -73,22 +114,30 @@ def executed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [file.stem for file in NOTEBOOKS])
-def test_is_committed_without_outputs_in_the_current_format(name):
+def test_is_committed_with_its_outputs_and_says_when_it_was_run(name):
     notebook = read(name)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
-    for cell in code_cells(notebook):
-        assert cell.outputs == []
-        assert cell.execution_count is None
+    assert [cell.execution_count for cell in code_cells(notebook)] == list(
+        range(1, len(code_cells(notebook)) + 1)
+    )
+    assert not outputs(notebook, "error")
+    assert any("image/png" in o.data for o in outputs(notebook, "display_data"))
+    (said,) = code_cells(notebook)[-1].outputs
+    assert re.fullmatch(r"Run on \d\d \w+ \d{4} with jax [0-9.]+, on .*CPU\.\n", said.text)
+    text = "".join(cell.source for cell in notebook.cells)
+    assert str(Path.home()) not in json.dumps(notebook)
+    assert "/tmp/" not in json.dumps([cell.get("outputs") for cell in notebook.cells])
+    assert not code_cells(notebook)[-1].source.lstrip().startswith("{"), text
 
 
 @pytest.mark.parametrize("name", [file.stem for file in NOTEBOOKS])
-def test_installs_the_package_first_and_only_if_it_is_missing(name):
+def test_installs_from_the_checkout_and_only_what_is_missing(name):
     first, *rest = (cell.source for cell in code_cells(read(name)))
-    assert '%pip install --quiet "dessilbi_jax[train]"' in first
     (line,) = (line for line in first.splitlines() if "%pip" in line)
+    assert '%pip install --quiet "..[train]"' in line
     assert line.startswith("    "), "must stand under a condition"
     assert not any("%pip" in source for source in rest)
 

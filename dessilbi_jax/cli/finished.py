@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from dessilbi_jax import run_files
 from dessilbi_jax.cli.parser import SIZES
 from dessilbi_jax.cli.train import percent
 from dessilbi_jax.text import columns
@@ -37,6 +38,8 @@ def ticket(args: argparse.Namespace, words: list[str]) -> None:
         )
     print(_left(taken.card["left"]))
     print(f"The ticket is in {file}.")
+    _renew(Path(args.run), file)
+    print(f"  next       {shlex.join(['dessilbi', 'retrain', str(file)])}")
 
 
 def _left(left: dict[str, list[int]]) -> str:
@@ -77,9 +80,10 @@ def retrain(args: argparse.Namespace, words: list[str]) -> None:
         run=args.run,
         dataset=args.dataset,
         data_dir=args.data_dir,
+        resume=args.resume,
         overwrite=args.overwrite,
         command=shlex.join(["dessilbi", *words]),
-        progress=Progress(lines=True if args.verbose else None),
+        progress=Progress(lines=not args.quiet),
     )
     print(f"The retrained network is in {out}.")
     for name, split in (("held-out data", "held_out"), ("test data", "test")):
@@ -93,6 +97,19 @@ def retrain(args: argparse.Namespace, words: list[str]) -> None:
         f"{percent(result['ticket']['density'])} of the structured weights, in "
         f"{result['seconds']:.1f} s"
     )
+    _renew(Path(result["run"]), out)
+    print(f"  next       {shlex.join(_after_retraining(args, out))}")
+
+
+def _after_retraining(args: argparse.Namespace, out: Path) -> list[str]:
+    """Returns the command that goes on: cut the ticket out where channels are left empty."""
+    import dessilbi_jax as dl
+
+    left = dl.Ticket.load(args.ticket).card.get("left") or {}
+    kept, of = left.get("channels", (0, 0))
+    if kept < of and args.dataset is None:
+        return ["dessilbi", "slim", args.ticket, "--params-from", str(out)]
+    return ["dessilbi", "evaluate", str(out)]
 
 
 def _moment(start: str) -> str:
@@ -120,6 +137,8 @@ def slim(args: argparse.Namespace, words: list[str]) -> None:
     )
     print(slim_table(result))
     print(f"The slim network is in {out}.")
+    _renew(Path(result["run"]), out)
+    print(f"  load it    dl.load_slim({str(out)!r})")
 
 
 def slim_table(result: dict[str, Any]) -> str:
@@ -170,6 +189,56 @@ def _time(found: dict[str, float]) -> str:
         for us in (1e6 * found[name] for name in ("median", "low", "high"))
     )
     return f"{median} ({low}…{high})"
+
+
+def sweep(args: argparse.Namespace, words: list[str]) -> None:
+    """Retrains tickets of several sizes and prints accuracy against density."""
+    from dessilbi_jax.train.finished.sweep import sweep as run_sweep
+    from dessilbi_jax.train.progress import Progress
+
+    progress = Progress(lines=not args.quiet)
+    found = run_sweep(
+        args.run,
+        args.density,
+        start=args.start,
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        data_dir=args.data_dir,
+        overwrite=args.overwrite,
+        command=shlex.join(["dessilbi", *words]),
+        progress=progress,
+        told=progress.line,
+    )
+    rows: list[tuple[str, ...]] = [("density", "projected", "retrained", "dense")]
+    for each in found:
+        test = each["test"]
+        values = (each["ticket"]["density"], test["projected"], test["retrained"], test["dense"])
+        rows.append(tuple("–" if value is None else percent(value) for value in values))
+    print(columns(rows, right={0, 1, 2, 3}, rule=True))
+    print("Accuracies on test data; projected: all else at zero, not retrained.")
+    print(f"  report     {Path(args.run) / run_files.REPORT}")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Prints runs side by side, and writes the page that was asked for."""
+    from dessilbi_jax import report
+
+    rows, differ = report.compare(args.runs)
+    print(columns(rows, right=set(range(2, len(rows[0]))), rule=True))
+    print("Accuracies on test data; projected: all but the selected weights at zero.")
+    if len(differ) > 1:
+        print(f"\n{columns(differ, right=set(), rule=True)}")
+    if args.out:
+        print(report.write_comparison(args.runs, args.out, overwrite=args.overwrite))
+
+
+def _renew(run: Path, *made: Path) -> None:
+    """Writes a run's report anew where something was added to its folder."""
+    from dessilbi_jax import report
+
+    if any(run.resolve() in each.resolve().parents for each in made):
+        print(f"  report     {report.write(run)}")
 
 
 def evaluate(args: argparse.Namespace) -> None:

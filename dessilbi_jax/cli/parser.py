@@ -1,6 +1,7 @@
 """What the command `dessilbi` takes: commands, arguments and options."""
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
@@ -15,7 +16,8 @@ from dessilbi_jax.train.config import (
 from dessilbi_jax.train.presets import GROW_EVERY, PRESETS
 
 COMMANDS = (
-    "train", "demo", "ticket", "retrain", "slim", "evaluate", "interpret", "report", "presets",
+    "train", "demo", "data", "ticket", "retrain", "slim", "sweep", "compare", "evaluate",
+    "interpret", "report", "presets",
     "describe", "info",
 )  # fmt: skip
 # Options that are fields of TrainConfig: how they are read, and what they are.
@@ -194,6 +196,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--init", metavar="FILE",
         help="weights to start from: a run, one of its weights/, or a state dict of PyTorch",
     )  # fmt: skip
+    running.add_argument("--csv", metavar="FILE", help="write each record into a CSV file too")
+    running.add_argument(
+        "--tensorboard", metavar="DIR", help="write each record for TensorBoard too"
+    )
     running.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/PRESET)")
     running.add_argument(
         "--overwrite", action="store_true", help="delete the run that is in the folder first"
@@ -214,7 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_devices(running)
     running.add_argument(
-        "--verbose", action="store_true", help="a line an epoch also where there is no terminal"
+        "--quiet", action="store_true", help="print no progress, only how it ended"
     )
 
     parser = _Parser(
@@ -232,10 +238,24 @@ def make_parser() -> argparse.ArgumentParser:
 
     names = ", ".join(PRESETS)
     train = add("train", "train a preset and write its report", options, running)
-    train.add_argument("preset", metavar="PRESET", help=f"one of {names}")
+    train.add_argument(
+        "preset", metavar="PRESET", nargs="?",
+        help=f"one of {names}; with --resume --out DIR the run's own",
+    )  # fmt: skip
     add("demo", "the same as `train demo`: seconds, and no download", options, running)
+    made = add("data", "prepare a data set from the files in which it is published")
+    made.add_argument("name", metavar="NAME", help="mnist, fashion_mnist or cifar10")
+    made.add_argument(
+        "--data-dir", metavar="DIR", help="where to (default: where `train` looks for it)"
+    )
+    made.add_argument(
+        "--from", dest="source", metavar="PATH",
+        help="folder or file of the published files (default: they are downloaded)",
+    )  # fmt: skip
     report = add("report", "write the report of a run anew")
     report.add_argument("run", metavar="RUN", help="folder of the run")
+    report.add_argument("--figures", metavar="DIR", help="write its pictures as SVG files too")
+    report.add_argument("--overwrite", action="store_true", help="replace pictures there")
     _add_tickets(add)
     add("presets", "list the presets")
     describe = add("describe", "show a preset's configuration and its groups", options)
@@ -249,6 +269,24 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     names = [flag.removeprefix("--").replace("-", "_") for flag in _OPTIONS]
     names += ["lam", "lean", "remat", "sqrt_size", "settle", "budget", "cut", "widths", "grow"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def as_typed(message: str) -> str:
+    """Returns an error's text with fields of the configuration as the flags that they are here.
+
+    Example:
+        >>> as_typed("learning_rate must be above 0; lam=1.0 goes with density=None")
+        '--learning-rate must be above 0; --lam=1.0 goes with --density=None'
+    """
+    flags = [*_OPTIONS, "--lam", "--settle", "--sqrt-size", "--lean", "--checkpoint-steps"]
+    flags += ["--keep", "--round-to", "--minimum", "--per-layer", "--rank"]
+    fields = "|".join(flag.removeprefix("--").replace("-", "_") for flag in flags)
+
+    def flag(found: re.Match[str]) -> str:
+        return "--" + found[0].replace("_", "-")
+
+    # Where a name stands for a value: first of all, or before `=`.
+    return re.sub(rf"^({fields})(?= )|(?<![\w-])({fields})(?==)", flag, message)
 
 
 def _add_devices(running: _Parser) -> None:
@@ -308,20 +346,14 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
     retrain = add(
         "retrain", "train a ticket's network from earlier weights", of_ticket, made, images
     )
-    retrain.add_argument(
-        "--from", dest="start", default="init", metavar="WHEN",
-        help="weights to start from: init, end, or the number of an epoch (default: init)",
-    )  # fmt: skip
-    retrain.add_argument("--epochs", type=int, metavar="N", help="default: those of the run")
-    retrain.add_argument("--learning-rate", type=float, metavar="X", help="default: the run's")
-    retrain.add_argument(
-        "--seed", type=int, metavar="N", help="of the batches (default: the run's)"
-    )
+    _add_retraining(retrain)
     retrain.add_argument(
         "--dataset", metavar="NAME", help="another data set; the layer of the outputs starts anew"
     )
     retrain.add_argument("--out", metavar="DIR", help="default: `retrained` beside the ticket")
-    retrain.add_argument("--verbose", action="store_true", help="a line an epoch")
+    retrain.add_argument(
+        "--resume", action="store_true", help="go on with the retraining that was stopped"
+    )
 
     slim = add("slim", "cut a ticket out: a smaller network, same outputs", of_ticket, made, images)
     slim.add_argument(
@@ -361,6 +393,19 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--steps", type=int, default=128, metavar="N", help="of the ascent (default: 128)"
     )
     look.add_argument("--seed", type=int, default=0, metavar="N", help="of the starts (default: 0)")
+    sweep = add("sweep", "retrain tickets of several sizes: accuracy against density", images)
+    sweep.add_argument("run", metavar="RUN", help="folder of the run")
+    sweep.add_argument(
+        "--density", type=float, nargs="+", default=[0.01, 0.02, 0.05, 0.1], metavar="X",
+        help="shares of the structured weights to keep (default: 0.01 0.02 0.05 0.1)",
+    )  # fmt: skip
+    _add_retraining(sweep)
+    sweep.add_argument("--overwrite", action="store_true", help="do those anew that are there")
+
+    compare = add("compare", "show runs side by side")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of two runs or more")
+    compare.add_argument("--out", metavar="FILE.html", help="write a page too")
+    compare.add_argument("--overwrite", action="store_true", help="replace the page")
 
     evaluate = add("evaluate", "accuracy and loss of a run, a retrained or a slim network", images)
     evaluate.add_argument("network", metavar="DIR", help="folder that train, retrain or slim wrote")
@@ -368,3 +413,17 @@ def _add_tickets(add: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate.add_argument(
         "--split", choices=("test", "held-out"), default="test", help="default: test"
     )
+
+
+def _add_retraining(command: argparse.ArgumentParser) -> None:
+    """Adds how a ticket is retrained."""
+    command.add_argument(
+        "--from", dest="start", default="init", metavar="WHEN",
+        help="weights to start from: init, end, or the number of an epoch (default: init)",
+    )  # fmt: skip
+    command.add_argument("--epochs", type=int, metavar="N", help="default: those of the run")
+    command.add_argument("--learning-rate", type=float, metavar="X", help="default: the run's")
+    command.add_argument(
+        "--seed", type=int, metavar="N", help="of the batches (default: the run's)"
+    )
+    command.add_argument("--quiet", action="store_true", help="print no progress")

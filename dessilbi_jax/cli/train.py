@@ -15,8 +15,13 @@ from dessilbi_jax.train.presets import get_preset, with_options
 
 def train(args: argparse.Namespace, words: list[str]) -> None:
     """Trains, and prints a summary."""
-    preset = get_preset(args.preset)
-    config = with_options(preset.config, given_options(args))
+    if args.preset is None:
+        _take_from_run(args)
+        config = with_options(args.config, given_options(args))
+    else:
+        preset = get_preset(args.preset)
+        config = with_options(preset.config, given_options(args))
+        args.mesh = args.mesh or preset.mesh
     out = Path(args.out or f"runs/{args.preset}")
     command = shlex.join(["dessilbi", *words])
     if config.dataset == "text" and args.text is None:
@@ -36,16 +41,17 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
         out,
         preset=args.preset,
         command=command,
+        callbacks=_callbacks(args),
         data_dir=args.data_dir,
         text=args.text,
         tokenizer=args.tokenizer,
         init=args.init,
-        mesh=args.mesh or preset.mesh,
+        mesh=args.mesh,
         checkpoint_steps=args.checkpoint_steps,
         keep=args.keep,
         resume=args.resume,
         overwrite=args.overwrite,
-        progress=Progress(lines=True if args.verbose else None),
+        progress=Progress(lines=not args.quiet),
     )
     if not processes.is_first():
         return
@@ -54,6 +60,48 @@ def train(args: argparse.Namespace, words: list[str]) -> None:
     if result.get("settled") and config.structure in REMOVABLE and not args.distributed:
         _cut(out, args, command)
     print(f"  report     {out / run_files.REPORT}")
+    cut_out = (out / run_files.SLIM).exists()
+    after = ["evaluate", str(out / run_files.SLIM)] if cut_out else ["ticket", str(out)]
+    if (out / run_files.TICKET).exists() and not cut_out:
+        after = ["retrain", str(out / run_files.TICKET)]
+    if result["density"]:  # else there is no ticket to take, as has been said
+        print(f"  next       {shlex.join(['dessilbi', *after])}")
+
+
+def _callbacks(args: argparse.Namespace) -> list[Any]:
+    """Returns what else is told of each record."""
+    from dessilbi_jax.train.callbacks import Csv, TensorBoard
+
+    made: list[Any] = [] if args.csv is None else [Csv(args.csv)]
+    return made if args.tensorboard is None else [*made, TensorBoard(args.tensorboard)]
+
+
+def _take_from_run(args: argparse.Namespace) -> None:
+    """Takes what was not said from the run that is to go on.
+
+    Raises:
+        ValueError: no preset, and no run to go on with.
+        FileNotFoundError: there is no run in the folder.
+    """
+    if not args.resume or not args.out:
+        raise ValueError(
+            "the following arguments are required: PRESET (see dessilbi train --help); a run goes "
+            "on with --resume --out DIR alone"
+        )
+    from dessilbi_jax.train.finished.trained import read_run
+
+    run = Path(args.out)
+    if not (run / run_files.CONFIG).exists():
+        raise FileNotFoundError(f"nothing to resume: there is no run in {run}")
+    args.preset, args.config, facts = read_run(run)
+    then = files.read_json(run / run_files.CONFIG).get("options") or {}
+    for name, value in (
+        ("data_dir", facts.data_dir), ("text", facts.text), ("tokenizer", facts.tokenizer),
+        ("mesh", then.get("mesh", "auto")), ("checkpoint_steps", then.get("checkpoint_steps")),
+    ):  # fmt: skip
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.keep = then.get("keep") or args.keep
 
 
 def _cut(run: Path, args: argparse.Namespace, command: str) -> None:
@@ -86,8 +134,9 @@ def _join(args: argparse.Namespace) -> None:
     given = (args.coordinator, args.processes, args.process)
     if args.distributed:
         from dessilbi_jax.train.devices import processes
+        from dessilbi_jax.train.progress import Progress
 
-        processes.start(*given)
+        processes.start(*given, told=Progress().note)
     elif any(value is not None for value in given):
         raise ValueError("--coordinator, --processes and --process belong to --distributed")
 
@@ -100,7 +149,8 @@ def summary(result: dict[str, Any]) -> str:
         ...     "test_loss": 0.07,
         ...     "density": 0.048, "asked_density": 0.05, "steps": 100, "seconds": 2.5,
         ...     "layers": [{"shape": [10, 100]}]}))
-          accuracy   98.0 % dense, 97.0 % projected on the selected weights (test data)
+          accuracy   98.0 % dense, 97.0 % projected: with all but the selected weights at zero,
+                     not retrained (test data)
           loss       0.0700 dense (test data)
           density    4.8 % of 1,000 structured weights, 5.0 % asked for
           training   100 steps in 2.5 s
@@ -112,7 +162,8 @@ def summary(result: dict[str, Any]) -> str:
         wanted = f"{run_files.budget_in_words(*result['budget'])} asked for"
     accuracy = (
         f"{percent(result['test_accuracy'])} dense, "
-        f"{percent(result['test_projected_accuracy'])} projected on the selected weights"
+        f"{percent(result['test_projected_accuracy'])} projected: with all but the selected "
+        "weights at zero, not retrained"
     )
     settled = result.get("settled", False)
     if settled:
@@ -138,6 +189,20 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
+def prepare(args: argparse.Namespace) -> None:
+    """Prepares a data set, and says how to train on it."""
+    from dessilbi_jax import data
+    from dessilbi_jax.train.presets import PRESETS
+    from dessilbi_jax.train.progress import Progress
+
+    folder = data.prepare(args.name, args.data_dir, args.source, told=Progress(lines=True).line)
+    print(f"{args.name} is in {folder}.")
+    presets = [name for name, preset in PRESETS.items() if preset.config.dataset == args.name]
+    where = "" if args.data_dir is None else f" --data-dir {shlex.quote(args.data_dir)}"
+    for name in presets[:1]:
+        print(f"  next       dessilbi train {name}{where}")
+
+
 def describe(args: argparse.Namespace) -> None:
     """Prints a preset, its configuration, and the groups of its network."""
     preset = get_preset(args.preset)
@@ -151,6 +216,7 @@ def describe(args: argparse.Namespace) -> None:
     shape = preset.input_shape
     if len(shape) == 1 and config.context is not None:
         shape = (config.context,)
+    assert config.network is not None  # a preset names it
     model = models.build(
         config.network,
         input_shape=shape,

@@ -13,6 +13,8 @@ Examples:
 
 from dessilbi_jax.data._dataset import Dataset
 from dessilbi_jax.data._load import load
+from dessilbi_jax.data._own import Arrays, from_arrays
+from dessilbi_jax.data._prepare import prepare
 from dessilbi_jax.data._source import ArrayPart, Batches, Part, Source
 from dessilbi_jax.data._streamed import StreamedImages
 from dessilbi_jax.data._tokens import Tokens
@@ -20,6 +22,7 @@ from dessilbi_jax.data.batches import augment, epoch_order
 
 __all__ = [
     "ArrayPart",
+    "Arrays",
     "Batches",
     "Dataset",
     "Part",
@@ -28,5 +31,7 @@ __all__ = [
     "Tokens",
     "augment",
     "epoch_order",
+    "from_arrays",
     "load",
+    "prepare",
 ]

@@ -36,6 +36,10 @@ class Dataset:
         mean: of each channel of the train images, pixels scaled to [0, 1].
         std: likewise the standard deviation; 1 for a channel that is constant.
 
+    Raises:
+        ValueError, TypeError: arrays of another form, which the message names, or of lengths that
+            do not go together; `from_arrays` computes mean and std.
+
     Examples:
         >>> from dessilbi_jax import data
         >>> digits = data.load("digits")
@@ -54,6 +58,18 @@ class Dataset:
 
     kind: ClassVar[Literal["images"]] = "images"
     resident: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        train = self.train_images, self.train_labels
+        _check_parts(self.name, train, (self.test_images, self.test_labels), len(self.classes))
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.train_images.shape[-1] or not np.isfinite(values).all():
+                raise ValueError(
+                    f"{self.name}: {what} must be one finite number for each of the "
+                    f"{self.train_images.shape[-1]} channels, got {values!r}"
+                )
+        if min(self.std) <= 0:
+            raise ValueError(f"{self.name}: std must be above 0, got {self.std!r}")
 
     @classmethod
     def from_arrays(
@@ -81,27 +97,7 @@ class Dataset:
             >>> Dataset.from_arrays("black", (images, labels), (images, labels), ["a", "b"]).std
             (1.0,)
         """
-        for part, (images, labels) in (("train", train), ("test", test)):
-            if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
-                raise ValueError(
-                    f"{name}: {part} images must be uint8 [N, height, width, channels] with "
-                    f"N > 0, got {images.dtype} {list(images.shape)}"
-                )
-            if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-                raise ValueError(
-                    f"{name}: {part} labels must be integers [{len(images)}], "
-                    f"got {labels.dtype} {list(labels.shape)}"
-                )
-            if labels.min() < 0 or labels.max() >= len(classes):
-                raise ValueError(
-                    f"{name}: {part} labels must lie in 0…{len(classes) - 1} for "
-                    f"{len(classes)} classes, got {labels.min()}…{labels.max()}"
-                )
-        if train[0].shape[1:] != test[0].shape[1:]:
-            raise ValueError(
-                f"{name}: train images {train[0].shape[1:]} and test images "
-                f"{test[0].shape[1:]} differ in shape"
-            )
+        _check_parts(name, train, test, len(classes))
         mean, std = _channel_statistics(train[0])
         return cls(
             name=name,
@@ -278,3 +274,41 @@ def digits() -> Dataset:
         (images[test], labels[test]),
         [str(i) for i in range(10)],
     )
+
+
+def _check_parts(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    classes: int,
+) -> None:
+    """Raises unless images and labels of both parts have their form and go together.
+
+    Raises:
+        TypeError: what is no array.
+        ValueError: another dtype or shape, an empty part, or labels that are no classes.
+    """
+    for part, (images, labels) in (("train", train), ("test", test)):
+        for what, array in (("images", images), ("labels", labels)):
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"{name}: {part} {what} must be a NumPy array, got {type(array)}")
+        if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
+            raise ValueError(
+                f"{name}: {part} images must be uint8 [N, height, width, channels] with "
+                f"N > 0, got {images.dtype} {list(images.shape)}"
+            )
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"{name}: {part} labels must be integers [{len(images)}], "
+                f"got {labels.dtype} {list(labels.shape)}"
+            )
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(
+                f"{name}: {part} labels must lie in 0…{classes - 1} for "
+                f"{classes} classes, got {labels.min()}…{labels.max()}"
+            )
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise ValueError(
+            f"{name}: train images {train[0].shape[1:]} and test images "
+            f"{test[0].shape[1:]} differ in shape"
+        )

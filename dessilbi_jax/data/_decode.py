@@ -118,10 +118,12 @@ def download(root: pathlib.Path, spec: _prepared.Spec) -> Any:
         # asked before hundreds of megabytes are downloaded, not after
         missing = [name for name in _PREPARING if importlib.util.find_spec(name) is None]
         if missing:
+            way = f"`pip install {' '.join(missing)}`, then this again or `{command}`"
+            if command.startswith("dessilbi"):  # which needs none of them
+                way = f"`{command}` does without"
             raise ImportError(
                 f"{spec.text} is not in {root}, and preparing it needs {' and '.join(missing)} "
-                f"(reading it afterwards does not): `pip install {' '.join(missing)}`, then this "
-                f"again or `{command}`; or give the data_dir of a prepared copy"
+                f"(reading it afterwards does not): {way}; or give the data_dir of a prepared copy"
             )
         builder.download_and_prepare()
         return builder

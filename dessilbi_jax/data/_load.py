@@ -76,7 +76,8 @@ def load(
         >>> data.load("mnist", data_dir="nowhere")
         Traceback (most recent call last):
             ...
-        FileNotFoundError: data folder nowhere does not exist; give the folder that holds mnist/
+        FileNotFoundError: data folder nowhere does not exist; give the folder that holds mnist/,
+        or prepare the set: dessilbi data mnist --data-dir nowhere
     """
     given = {"text": text, "tokenizer": tokenizer, "context": context, "image_size": image_size}
     belong = {"text": ("text", "tokenizer", "context"), "digits": ()}.get(name, ("image_size",))

@@ -7,13 +7,14 @@ seconds, reading these two files does not, so a cached set loads at once.
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import pathlib
 import re
 from typing import Any
 
+from dessilbi_jax import files
+from dessilbi_jax.data import _published
 from dessilbi_jax.text import nearest
 
 KNOWN = (
@@ -86,6 +87,8 @@ def suggestion(name: str, known: tuple[str, ...] = KNOWN) -> str:
 
 def command(root: pathlib.Path, spec: Spec) -> str:
     """What prepares the set under `root`."""
+    if spec.path in _published.SETS:
+        return f"dessilbi data {spec.path} --data-dir {root}"
     built = f"tfds build {spec.path} --file_format=array_record --data_dir={root}"
     if spec.path != "imagenet2012":
         return built
@@ -121,6 +124,7 @@ def find(root: pathlib.Path, spec: Spec) -> pathlib.Path:
         what = "is not a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(
             f"data folder {root} {what}; give the folder that holds {spec.path}/"
+            f", or prepare the set: {command(root, spec)}"
         )
     folder = root / spec.path
     if not folder.is_dir():
@@ -170,7 +174,7 @@ def fits_in_memory(folder: pathlib.Path) -> bool:
     True where the description of the set is not as expected: reading it will say what is wrong.
     """
     try:
-        info = json.loads((folder / _INFO).read_bytes())
+        info = files.parse_json((folder / _INFO).read_bytes())
         sides = _told_shape(folder)
         rows = sum(int(n) for split in info["splits"] for n in split["shardLengths"])
     except (ValueError, KeyError, TypeError):
@@ -181,7 +185,7 @@ def fits_in_memory(folder: pathlib.Path) -> bool:
 def _check_format(folder: pathlib.Path, spec: Spec) -> dict[str, Any]:
     """`dataset_info.json`; raises unless it parses and names array_record as the file format."""
     try:
-        info: dict[str, Any] = json.loads((folder / _INFO).read_bytes())
+        info: dict[str, Any] = files.parse_json((folder / _INFO).read_bytes())
         found = info.get("fileFormat", "tfrecord")
         others = info.get("alternativeFileFormats", [])
     except (ValueError, AttributeError) as error:
@@ -222,7 +226,7 @@ def _told_shape(folder: pathlib.Path) -> tuple[int, ...]:
     Raises:
         ValueError, KeyError, TypeError: it says something else.
     """
-    features = json.loads((folder / _FEATURES).read_bytes())["featuresDict"]["features"]
+    features = files.parse_json((folder / _FEATURES).read_bytes())["featuresDict"]["features"]
     return tuple(int(n) for n in features["image"]["image"]["shape"]["dimensions"])
 
 

@@ -292,7 +292,12 @@ class Plan:
         return cls(shapes, keep)
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Writes the plan as a JSON file, at once or not at all."""
+        """Writes the plan as a JSON file, at once or not at all.
+
+        Raises:
+            FileExistsError: there is a file that holds no plan.
+        """
+        files.check_text(Path(file), '{"format"', "plan")
         files.write_atomically(Path(file), json.dumps(self.to_json()) + "\n")
 
     @classmethod
@@ -304,7 +309,7 @@ class Plan:
             ValueError: it holds no plan.
         """
         try:
-            value = json.loads(Path(file).read_text(encoding="utf-8"))
+            value = files.parse_json(Path(file).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is no JSON file: {error}") from None
         return cls.from_json(value)

@@ -23,6 +23,7 @@ from dessilbi_jax.dependency.reasons import DATA, Reason, Why
 from dessilbi_jax.dependency.tape import VARIES
 from dessilbi_jax.dependency.values import Value
 from dessilbi_jax.frameworks import as_network, is_module
+from dessilbi_jax.text import check_pattern
 from dessilbi_jax.tree import leaf_paths
 
 _RULES = {
@@ -90,6 +91,7 @@ def channel_groups(
     if len({path for path, _ in named}) < len(named):
         raise ValueError("two leaves of the parameters have the same path; give a plain dict")
     for pattern in ignore:
+        check_pattern(pattern, "ignore")
         if not any(re.search(pattern, path) for path, _ in named):
             raise ValueError(
                 f"ignore pattern {pattern!r} matches no leaf; the paths are: "

@@ -89,7 +89,7 @@ def add_split_lbi(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **_: Any
     ) -> tuple[optax.Updates, Any]:
-        now = step.read(settings, state, params)
+        now = step.read(settings, state, params, updates)
         u, made = step.couple(now, updates)
         v = {i: each.v for i, each in made.items()}
         rest = [leaf for leaf in now.leaves if leaf.place not in v]

@@ -91,7 +91,7 @@ def around(
         **extra: Any,
     ) -> tuple[optax.Updates, DessiLBIState]:
         check_type(state, DessiLBIState)
-        now = step.read(settings, state.split, params)
+        now = step.read(settings, state.split, params, updates)
         keep: Stops = [None] * len(now.groups)
         if settings.settling is not None:
             state, updates, keep = _settled(now, state, updates, params)

@@ -77,7 +77,7 @@ def diagnose(
             given as many.
 
     Raises:
-        ValueError: if ν or κ is out of range, or no state is found.
+        ValueError: if ν or κ is out of range, no state is found, or the loss is no scalar.
 
     References:
         Y. Fu, C. Liu, D. Li, X. Sun, J. Zeng and Y. Yao, "DessiLBI: Exploring Structural Sparsity
@@ -129,7 +129,13 @@ def diagnose(
     for i, (v, shrink) in rows.items():
         at_end = fraction_of_threshold(moved[i], v, shrink, norms.get(i))
         nearest = max(nearest, float(jnp.max(at_end)))
-    value = float(loss(params))
+    measured = loss(params)
+    if jnp.shape(measured) != ():
+        raise ValueError(
+            f"loss must return one number, got shape {jnp.shape(measured)}: take its mean, as the "
+            "gradient's loss does; a loss with auxiliary output needs [0]"
+        )
+    value = float(measured)
     distance = float(jnp.sqrt(squared))
     augmented = value + distance**2 / (2 * nu)
     lyapunov = None

@@ -119,11 +119,16 @@ def init(settings: Settings, params: optax.Params) -> SplitLBIState:
     )
 
 
-def read(settings: Settings, state: SplitLBIState, params: optax.Params | None) -> Reading:
-    """Lays parameters and state side by side, and checks that they fit.
+def read(
+    settings: Settings,
+    state: SplitLBIState,
+    params: optax.Params | None,
+    updates: optax.Updates | None = None,
+) -> Reading:
+    """Lays parameters and state side by side, and checks that they and the updates fit.
 
     Raises:
-        ValueError: no parameters, or a state made for others.
+        ValueError: no parameters, or a state or updates made for others.
         TypeError: a state of another transformation.
     """
     if params is None:
@@ -134,6 +139,8 @@ def read(settings: Settings, state: SplitLBIState, params: optax.Params | None) 
         groups, treedef, state, settings.lean, settings.auto is not None,
         settings.settling is not None,
     )  # fmt: skip
+    if updates is not None:
+        _check_updates(groups, treedef, updates)
     w, v = treedef.flatten_up_to(params), treedef.flatten_up_to(state.v)
     shrink = shrink_leaves(treedef, state.shrink)
     places = [i for i, leaf in enumerate(groups) if leaf.counts is not None]
@@ -143,6 +150,25 @@ def read(settings: Settings, state: SplitLBIState, params: optax.Params | None) 
         gamma = dict(enumerate(treedef.flatten_up_to(state.gamma)))
     leaves = [Leaf(i, groups[i], w[i], v[i], gamma[i], shrink[i]) for i in places]
     return Reading(settings, state, groups, treedef, leaves)
+
+
+def _check_updates(groups: Sequence[LeafGroups], treedef: Any, updates: optax.Updates) -> None:
+    """Raises unless the updates have the tree and the shapes of the parameters.
+
+    Raises:
+        ValueError: naming the first leaf that has not.
+    """
+    try:
+        leaves = treedef.flatten_up_to(updates)
+    except ValueError as error:
+        raise ValueError(f"the gradients have another tree than the parameters: {error}") from None
+    for leaf, update in zip(groups, leaves, strict=True):
+        shape = getattr(update, "shape", leaf.shape)
+        if tuple(shape) != leaf.shape:
+            raise ValueError(
+                f"the gradient of {leaf.path or 'the parameters'} has shape {tuple(shape)}, the "
+                f"parameter {leaf.shape}: take the gradient with respect to these parameters"
+            )
 
 
 def coupled(leaf: Leaf, g: jax.Array, strength: Any) -> jax.Array:

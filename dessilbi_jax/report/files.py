@@ -1,6 +1,5 @@
 """Reading of single files of a run folder, each error naming the file and what it should hold."""
 
-import json
 import warnings
 import zipfile
 import zlib
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dessilbi_jax.files import read_json
+from dessilbi_jax.files import parse_json, read_json, why
 from dessilbi_jax.run_files import METRIC_NAMES, Record
 from dessilbi_jax.tickets.path import SolutionPath
 
@@ -42,13 +41,15 @@ _KINDS = {
 class LeafNorms:
     """Norms of a sample of one leaf's groups through the run.
 
-    `index` [k] is the flat index of each group; `w` and `gamma` [records, k] are ‖W_g‖ and ‖Γ_g‖.
+    `index` [k] is the flat index of each group; `w` and `gamma` [records, k] are ‖W_g‖ and ‖Γ_g‖;
+    `size` is the number of groups that they were drawn from, None in older files.
     """
 
     name: str
     index: np.ndarray
     w: np.ndarray
     gamma: np.ndarray
+    size: int | None = None
 
     def entry(self) -> np.ndarray:
         """Returns [k] the first record at which Γ_g is not zero, -1 for groups still waiting.
@@ -59,6 +60,28 @@ class LeafNorms:
         """
         entered = self.gamma > 0
         return np.where(entered.any(axis=0), entered.argmax(axis=0), -1)
+
+    def sample(self, most: int) -> "LeafNorms":
+        """Returns at most so many of the groups: two thirds of them such as have entered.
+
+        Those are spread evenly over the times of entry.
+
+        >>> gamma = np.array([[0.0] * 6, [0.0, 0.0, 1.0, 0.0, 2.0, 0.0]])
+        >>> LeafNorms("fc", np.arange(6), gamma, gamma).sample(3).index
+        array([0, 2, 4])
+        """
+        if self.index.size <= most:
+            return self
+        entry = self.entry()
+        entered = np.flatnonzero(entry >= 0)[np.argsort(entry[entry >= 0], kind="stable")]
+        waiting = np.flatnonzero(entry < 0)
+        room = max(most * 2 // 3, most - waiting.size)
+        if entered.size > room:
+            entered = entered[np.linspace(0, entered.size - 1, room).astype(int)]
+        kept = np.sort(np.append(entered, waiting[: most - entered.size]))
+        return LeafNorms(
+            self.name, self.index[kept], self.w[:, kept], self.gamma[:, kept], self.size
+        )
 
 
 @dataclass(frozen=True)
@@ -119,8 +142,8 @@ def read_result(file: Path) -> dict[str, Any] | None:
 
 def _read_record(line: str, where: str) -> Record:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
+        value = parse_json(line)
+    except ValueError as error:
         raise ValueError(f"{where} is not valid JSON ({error})") from None
     try:
         return Record.from_json(value)
@@ -169,7 +192,7 @@ def read_norms(file: Path) -> Norms | None:
                 raise ValueError("it holds a single array")
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file} is truncated or not a NumPy archive ({error})") from None
+        raise ValueError(f"{file} is truncated or not a NumPy archive ({why(error)})") from None
     if "steps" not in arrays:
         raise ValueError(f"{file}: the array 'steps' is missing, it holds {sorted(arrays)}")
     steps = arrays["steps"]
@@ -187,7 +210,8 @@ def read_norms(file: Path) -> Norms | None:
                     f"{file}: {prefix}{part} should have the shape {expected} "
                     f"(records, sampled groups), got {array.shape}"
                 )
-        leaves.append(LeafNorms(str(arrays[prefix + "name"]), index, w, gamma))
+        size = int(arrays[f"{prefix}size"]) if f"{prefix}size" in arrays else None
+        leaves.append(LeafNorms(str(arrays[prefix + "name"]), index, w, gamma, size))
     return Norms(steps, tuple(leaves))
 
 

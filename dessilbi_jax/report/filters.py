@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dessilbi_jax.report import style
+from dessilbi_jax.report.groups import entry_bar, entry_scale, followed, norm_panel
 from dessilbi_jax.report.interpretation_file import Looked, Panel
-from dessilbi_jax.report.plots import WIDTH, Picture, entry_bar, entry_scale, norm_panel
+from dessilbi_jax.report.plots import Picture
 from dessilbi_jax.report.run import Run
 from dessilbi_jax.report.text import count
 
@@ -31,7 +32,8 @@ def maximal_images(run: Run, looked: Looked) -> Picture:
     steps = run.norms.steps if run.norms is not None else np.zeros(0)
     leaf = None
     if run.norms is not None and steps.size:
-        leaf = next((each for each in run.norms.leaves if each.name == looked.layer), None)
+        found = (leaf for each, leaf in followed(run) if looked.layer in each.names)
+        leaf = next(found, None)
     entered = entry[entry >= 0]
     scale = entry_scale(float(steps[0] if leaf else entered.min(initial=0)),
                         float(steps[-1] if leaf else entered.max(initial=1)))  # fmt: skip
@@ -39,7 +41,7 @@ def maximal_images(run: Run, looked: Looked) -> Picture:
     down = math.ceil(len(units) / across)
     with style.context():
         height = 0.8 + 2 * max(1.8, 1.05 * down + 0.15)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(style.WIDTHS[False], height), layout="constrained")
         grid = figure.add_gridspec(
             1 + 2 * down,
             1 + across,
@@ -106,10 +108,10 @@ def first_layer(looked: Looked) -> Picture:
     panels, images = looked.panels, looked.images
     columns = 1 + len(images)
     tiles = math.ceil(math.sqrt(looked.panels[0].order.size))
-    side = (WIDTH - 0.4) / columns
+    side = (style.WIDTHS[False] - 0.4) / columns
     with style.context():
         height = 0.95 + len(panels) * (side * math.ceil(panels[0].order.size / tiles) / tiles + 0.2)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(style.WIDTHS[False], height), layout="constrained")
         ratios = [0.75, *[(height - 0.75) / len(panels)] * len(panels)]
         grid = figure.subplots(len(panels) + 1, columns, height_ratios=ratios, squeeze=False)
         for axes, pixels in zip(grid[0, 1:], images, strict=True):
@@ -156,7 +158,7 @@ def measures(looked: Looked) -> Picture:
     norms = last.norms
     scale = entry_scale(float(entry[entry >= 0].min(initial=0)), float(entry.max(initial=1)))
     with style.context():
-        figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+        figure = Figure(figsize=(style.WIDTHS[False], 3.1), layout="constrained")
         grid = figure.subplots(2, max(len(shown), 1), height_ratios=[0.12, 2.6], squeeze=False)
         for axes, name in zip(grid[1], shown, strict=True):
             values = looked.measures[name]

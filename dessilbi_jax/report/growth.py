@@ -4,14 +4,13 @@ import math
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dessilbi_jax import run_files
 from dessilbi_jax.report import style
 from dessilbi_jax.report.files import read_json
 from dessilbi_jax.report.page import Section, figure, paragraph, table
-from dessilbi_jax.report.plots import WIDTH, Picture
+from dessilbi_jax.report.plots import Picture, both_widths, two_panels
 from dessilbi_jax.report.run import Run
 from dessilbi_jax.report.text import count, percent
 
@@ -46,9 +45,10 @@ def growth(run: Run) -> Section | None:
     else:
         words += f"at step {count(over)} no layer asked for more, and the network stayed as it was."
     body = paragraph(words)
-    if run.records:
+    picture = _picture(run, widths) if run.records else None
+    if picture is not None:
         caption = "How wide each set of channels was, and what the network reached at each size."
-        body += figure(_picture(run, widths), caption)
+        body += figure(picture, caption)
     if rows:
         body += table("Growths", ("step", "grew", "parameters", "accuracy then"), rows)
     return Section("growth", "How the network grew", body)
@@ -77,13 +77,15 @@ def _rows(run: Run, told: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _picture(run: Run, widths: dict[str, list[tuple[int, int]]]) -> Picture:
+@both_widths
+def _picture(
+    run: Run, widths: dict[str, list[tuple[int, int]]], narrow: bool = False
+) -> Picture | None:
     """Widths against epochs; accuracy against parameters."""
     steps, epochs = run.metrics["step"], run.metrics["epoch"]
     a_step = float(epochs[-1] / steps[-1])
     with style.context():
-        drawn = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-        left, right = drawn.subplots(1, 2)
+        drawn, (left, right) = two_panels(narrow)
         for i, (name, points) in enumerate(widths.items()):
             x = [a_step * step for step, _ in points] + [float(epochs[-1])]
             y = [n for _, n in points] + [points[-1][1]]

@@ -1,5 +1,6 @@
 """Reading interpretation.npz: what `dessilbi interpret` found out about a run's filters."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,13 @@ import numpy as np
 from dessilbi_jax import files, run_files
 
 _KIND, _FORMATS = "interpretation", (1,)
+_MOST = 2**28  # bytes of one array: far more than a page could show
+_MEASURES = ("saturation", "frequency", "orientation")
+_PARTS = ("order", "norms", "selected", "filters", "guided")
+_ARRAYS = (
+    "layer_entry", "layer_units", "maximal_w", "maximal_gamma", "activation_w", "activation_gamma",
+    "first_entry", "images",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def read_looked(folder: Path) -> Looked | None:
     if not file.exists():
         return None
     try:
-        header, arrays = files.read(file, _KIND, _FORMATS)
+        header, arrays = files.read(file, _KIND, _FORMATS, _sizes)
         return _parsed(header, arrays)
     except Exception as error:  # whatever zip, JSON or NumPy make of damaged bytes
         raise ValueError(
@@ -89,14 +97,18 @@ def read_looked(folder: Path) -> Looked | None:
         ) from None
 
 
+def _sizes(header: Mapping[str, Any]) -> dict[str, int]:
+    """The most bytes of each array, from the header: pictures of filters are small."""
+    panels = [f"panel_{i}_{part}" for i in range(len(header["panels"])) for part in _PARTS]
+    return dict.fromkeys((*_ARRAYS, *(f"measure_{name}" for name in _MEASURES), *panels), _MOST)
+
+
 def _parsed(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Looked:
     panels = []
     for i, told in enumerate(header["panels"]):
         where = "" if told["own"] else f"{told['run']}, "
         name = f"{where}epoch {told['epoch']:.4g}" if told["step"] else f"{where}initialisation"
-        parts = ("order", "norms", "selected", "filters", "guided")
-        panels.append(Panel(name, told["own"], *(arrays[f"panel_{i}_{part}"] for part in parts)))
-    names = ("saturation", "frequency", "orientation")
+        panels.append(Panel(name, told["own"], *(arrays[f"panel_{i}_{part}"] for part in _PARTS)))
     header["correlations"], header["command"], header["step"]  # needed by the section
     return Looked(
         header=header,
@@ -109,5 +121,5 @@ def _parsed(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Looked:
         first_entry=arrays["first_entry"],
         images=arrays["images"],
         panels=tuple(panels),
-        measures={name: arrays[f"measure_{name}"] for name in names},
+        measures={name: arrays[f"measure_{name}"] for name in _MEASURES},
     )

@@ -11,6 +11,7 @@ from dessilbi_jax.report import style
 from dessilbi_jax.report.plots import Picture
 from dessilbi_jax.report.text import escape
 
+GENERATOR = "dessilbi_jax"  # by which a page of ours is known
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -18,6 +19,7 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="generator" content="{generator}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -66,6 +68,7 @@ def page(title: str, kicker: str, lead: str, sections: Sequence[Section], footer
     links = "".join(f'<li><a href="#{escape(s.key)}">{escape(s.title)}</a></li>' for s in sections)
     return _PAGE.format(
         title=escape(title),
+        generator=GENERATOR,
         kicker=escape(kicker),
         style=style.CSS,
         lead=lead,
@@ -77,9 +80,14 @@ def page(title: str, kicker: str, lead: str, sections: Sequence[Section], footer
 
 def figure(picture: Picture, caption: str) -> str:
     """Returns a picture with its alternative text and the caption that tells how to read it."""
+    narrow = ""
+    if picture.narrow is not None:
+        uri = style.data_uri(picture.narrow)
+        narrow = f'<source media="screen and (max-width: 40rem)" srcset="{uri}">'
     uri = style.data_uri(picture.figure)
+    image = f'<picture>{narrow}<img src="{uri}" alt="{escape(picture.alt)}"></picture>'
     return (
-        f'<figure><div class="wide"><img src="{uri}" alt="{escape(picture.alt)}"></div>\n'
+        f"<figure>{image}\n"
         f"<figcaption>{escape((caption + ' ' + picture.remark).strip())}</figcaption></figure>"
     )
 
@@ -99,11 +107,13 @@ def table(
     rows: Sequence[Sequence[object]],
     *,
     numbers: Sequence[int] = (),
+    spare: Sequence[int] = (),
     total: Sequence[object] = (),
 ) -> str:
     """Returns a table whose first column heads its rows.
 
-    `numbers` are the columns set flush right; `total` is a last row, set apart.
+    `numbers` are the columns set flush right, `spare` those that a phone does not show; `total` is
+    a last row, set apart.
 
     >>> print(table("Layers", ["name", "groups"], [["fc1", 3]], numbers=[1]))
     <div class="wide"><table><caption>Layers</caption>
@@ -112,7 +122,8 @@ def table(
     """
 
     def cell(tag: str, column: int, value: object) -> str:
-        kind = ' class="number"' if column in numbers else ""
+        names = ["number"] * (column in numbers) + ["spare"] * (column in spare)
+        kind = f' class="{" ".join(names)}"' if names else ""
         return f"<{tag}{kind}>{escape(value)}</{tag.split()[0]}>"
 
     def row(values: Sequence[object]) -> str:

@@ -1,42 +1,57 @@
 """The pictures of a report. Each function returns a Picture: a figure and what it shows in words.
 
 The alternative text of a picture says what a reader who cannot see it would miss: what is drawn and
-the values at its end. None is returned where the run has nothing to draw yet.
+the values at its end. None is returned where the run has nothing to draw yet. Each is drawn for a
+wide page and, anew, for a phone's.
 """
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
 from dessilbi_jax.report import style
-from dessilbi_jax.report.files import LeafNorms
+from dessilbi_jax.report.retrained import Point
 from dessilbi_jax.report.run import Run
-from dessilbi_jax.report.text import count, percent
+from dessilbi_jax.report.text import count, number, percent
 
-WIDTH = 9.4  # inches, the width of the page's column
-PANELS = 16  # leaves drawn one by one; the caption says which are left out
-TILES = 512  # leaves of up to so many groups are drawn group by group
-_BARS = 60  # bars of a histogram, at most about
-_BAR = 0.12  # inches, height of a colour bar
-_LINES = 8  # leaves drawn as curves; more of them become rows of a heat map
+_LINES = 8  # layers drawn as curves; more of them become rows of a heat map
+_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, its alternative text, and what its caption must add for this run (or nothing)."""
+    """A figure, its alternative text, what its caption must add (or nothing), and it narrow."""
 
     figure: Figure
     alt: str
     remark: str = ""
+    narrow: Callable[[], Figure] | None = None
+
+
+def both_widths(draw: Callable[_P, Picture | None]) -> Callable[_P, Picture | None]:
+    """Has the picture of a function, which takes `narrow`, drawn for a phone too when asked."""
+
+    @functools.wraps(draw)
+    def drawn(*args: _P.args, **options: _P.kwargs) -> Picture | None:
+        picture = draw(*args, **options)
+        if picture is None:
+            return None
+
+        def again() -> Figure:
+            other = draw(*args, **{**options, "narrow": True})  # type: ignore[arg-type]
+            assert other is not None
+            return other.figure
+
+        return replace(picture, narrow=again)
+
+    return drawn
 
 
 def _time_axis(run: Run) -> tuple[np.ndarray, str]:
@@ -55,20 +70,49 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, **options: Any) -> None:
     axes.plot(x[known], y[known], marker=marker, markersize=5, **options)
 
 
-def _end(x: np.ndarray) -> float:
+def end_of(x: np.ndarray) -> float:
     """Returns where an axis that starts at 0 and shows all of `x` ends."""
     margin = 1.02 if x.size > 1 else 1.25
     return margin * float(x[-1]) if x[-1] > 0 else 1.0
 
 
 def _percent_axis(axes: Axes) -> None:
-    """Labels y in percent, with as many digits as its range asks for."""
-    low, high = axes.get_ylim()
-    digits = max(0, math.ceil(-math.log10(max(high - low, 1e-9) * 25)))
+    """Labels y in percent, with as many digits as its ticks have."""
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    ticks = 100 * axes.get_yticks()
+    step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else 1.0
+    digits = next((d for d in range(6) if abs(round(step, d) - step) < 1e-9), 6)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=digits, symbol=" %"))
 
 
-def curves(run: Run) -> Picture | None:
+def _accuracy_axis(axes: Axes, values: np.ndarray) -> None:
+    """Has the axis show the upper end, where runs differ: 97 against 98 percent.
+
+    Errors are what is compared, so that from the best value down it reaches to eight times the
+    best one's error, at least half a point and at most down to 0; what lies below is left out.
+    """
+    known = values[np.isfinite(values)]
+    best = float(known.max()) if known.size else 1.0
+    worst = float(known.min()) if known.size else 0.0
+    low = max(0.0, min(worst, best), best - max(8 * (1 - best), 0.02))
+    margin = 0.08 * max(best - low, 0.005)
+    axes.set_ylim(max(low - margin, 0.0), min(best + margin, 1.0 + margin / 4))
+    _percent_axis(axes)
+
+
+def _below(axes: Axes, values: np.ndarray) -> str:
+    """Returns what a caption must say of values that an accuracy axis leaves out."""
+    low = axes.get_ylim()[0]
+    lost = int((values[np.isfinite(values)] < low).sum())
+    return (
+        f"The axis begins at {percent(low, 1)}; {count(lost)} values below are left out."
+        if lost
+        else ""
+    )
+
+
+@both_widths
+def curves(run: Run, narrow: bool = False) -> Picture | None:
     """Draws accuracy and density against epochs, of dense and projected network.
 
     Returns None where there are no records.
@@ -80,8 +124,7 @@ def curves(run: Run) -> Picture | None:
         run.last(name) for name in ("accuracy", "projected_accuracy", "density")
     )
     with style.context():
-        figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-        left, right = figure.subplots(1, 2, sharex=True)
+        figure, (left, right) = two_panels(narrow)
         name = "W, which became sparse" if run.settled else "dense"
         label = f"{name}, {percent(dense)} at the last record"
         _line(left, epoch, metrics["accuracy"], color=style.DENSE, label=label)
@@ -94,16 +137,14 @@ def curves(run: Run) -> Picture | None:
         if math.isfinite(run.asked_density):
             label = f"asked, {percent(run.asked_density)}"
             right.axhline(run.asked_density, color=style.ASKED, lw=1.2, ls=":", label=label)
-        if run.settling is not None and isinstance(run.settings.get("epochs"), int):
-            for axes in (left, right):
-                begin, end = (x * run.settings["epochs"] for x in run.settling)
-                axes.axvspan(begin, end, color=style.ASKED, alpha=0.12, lw=0)
         right.set(title="Density: share of the structured weights", xlabel="epoch")
-        left.set_xlim(0, _end(epoch))
-        left.set_ylim(top=min(left.get_ylim()[1], 1.02))
+        _accuracy_axis(left, metrics["accuracy"])
+        remark = _below(left, np.append(metrics["accuracy"], metrics["projected_accuracy"]))
         right.set_ylim(bottom=0, top=max(right.get_ylim()[1], 1e-3))
+        _percent_axis(right)
         for axes in (left, right):
-            _percent_axis(axes)
+            _moments(axes, run)
+            axes.set_xlim(0, end_of(epoch))
             axes.legend(loc="best")
     alt = (
         f"Two line charts against epochs, up to epoch {run.last('epoch'):g}. Left: accuracy on "
@@ -113,26 +154,194 @@ def curves(run: Run) -> Picture | None:
     )
     asked = run.asked_density
     alt += f", with {percent(asked)} asked." if math.isfinite(asked) else "."
+    return Picture(figure, alt, remark)
+
+
+@both_widths
+def losses(run: Run, narrow: bool = False) -> Picture | None:
+    """Draws the losses, and the learning rate with λ, against epochs.
+
+    Returns None where no loss was recorded.
+    """
+    epoch, metrics = run.metrics["epoch"], run.metrics
+    if not np.isfinite(metrics["loss"]).any():
+        return None
+    with style.context():
+        figure, (left, right) = two_panels(narrow)
+        _line(left, epoch, metrics["loss"], color=style.DENSE,
+              label=f"training, {number(run.last('loss'))} at the last record")  # fmt: skip
+        held = run.last("held_out_loss")
+        if math.isfinite(held):
+            _line(left, epoch, metrics["held_out_loss"], color=style.LINES[2], linestyle="-.",
+                  label=f"held-out, {number(held)}")  # fmt: skip
+        left.set(title="Loss", xlabel="epoch")
+        left.set_ylim(bottom=0)
+        rate = run.last("learning_rate")
+        _line(right, epoch, metrics["learning_rate"], color=style.DENSE,
+              label=f"learning rate, {number(rate)} at the last record")  # fmt: skip
+        right.set(title="Learning rate, and λ (right axis)", xlabel="epoch")
+        right.set_ylim(0, 1.45 * right.get_ylim()[1])  # room for the legend
+        handles, labels = right.get_legend_handles_labels()
+        lam = run.last("lam")
+        if math.isfinite(lam):
+            other = right.twinx()
+            _line(other, epoch, metrics["lam"], color=style.PROJECTED, linestyle="--",
+                  drawstyle="steps-post", label=f"λ, {number(lam)}")  # fmt: skip
+            other.spines["right"].set_visible(True)
+            other.grid(False)
+            moments = _epochs_of([step for step, _ in run.estimates() if step], run)
+            values = [value for step, value in run.estimates() if step]
+            if run.lam_is_auto and len(moments):
+                other.plot(moments, values, "o", ms=4, color=style.PROJECTED,
+                           label=f"{len(moments)} estimates of λ")  # fmt: skip
+            other.set_ylim(0, 1.45 * other.get_ylim()[1])
+            more = other.get_legend_handles_labels()
+            handles, labels = handles + more[0], labels + more[1]
+        for axes in (left, right):
+            _moments(axes, run)
+            axes.set_xlim(0, end_of(epoch))
+        left.legend(loc="best")
+        right.legend(handles, labels, loc="upper right")
+    alt = (
+        f"Two line charts against epochs. Left: the loss, at the last record "
+        f"{number(run.last('loss'))} in training"
+        + (f" and {number(held)} on held-out data" if math.isfinite(held) else "")
+        + f". Right: the learning rate, {number(rate)} at the end"
+        + (f", and λ, {number(lam)} at the end." if math.isfinite(lam) else ".")
+    )
     return Picture(figure, alt)
 
 
-def layer_density(run: Run) -> Picture | None:
-    """Draws the density of each structured leaf against time, as curves or (many) a heat map.
+@both_widths
+def retraining(points: Sequence[Point], narrow: bool = False) -> Picture | None:
+    """Draws held-out accuracy and training loss of retrained tickets against their epochs.
+
+    Returns None where no ticket was retrained.
+    """
+    known = [point for point in points if point.epochs]
+    if not known:
+        return None
+    with style.context():
+        figure, (left, right) = two_panels(narrow)
+        for i, point in enumerate(known):
+            epoch = np.array([0.0 if e["epoch"] is None else e["epoch"] for e in point.epochs])
+            options = {
+                "color": style.LINES[i % len(style.LINES)],
+                "linestyle": style.DASHES[i // len(style.LINES) % len(style.DASHES)],
+            }
+            for axes, name in ((left, "accuracy"), (right, "loss")):
+                values = np.array([math.nan if e[name] is None else e[name] for e in point.epochs])
+                label = f"{percent(point.density)} of the weights, {percent(point.retrained)}"
+                _line(axes, epoch, values, label=label, **options)
+        left.set(title="Accuracy on held-out data", xlabel="epoch of the retraining")
+        right.set(title="Training loss", xlabel="epoch of the retraining")
+        values = np.array([e["accuracy"] for p in known for e in p.epochs], float)
+        _accuracy_axis(left, values)
+        right.set_ylim(bottom=0)
+        left.legend(loc="lower right", title="density, accuracy on test data")
+    ends = ", ".join(f"{percent(p.retrained)} at {percent(p.density)}" for p in known)
+    alt = f"Two line charts of retraining against its epochs. Test accuracy at the end: {ends}."
+    return Picture(figure, alt, _below(left, values))
+
+
+def two_panels(narrow: bool) -> tuple[Figure, Any]:
+    """Returns a figure with two panels: side by side, or one below the other on a phone."""
+    size = (style.WIDTHS[True], 5.6) if narrow else (style.WIDTHS[False], 3.3)
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(*((2, 1) if narrow else (1, 2)))
+
+
+def _moments(axes: Axes, run: Run) -> None:
+    """Marks in grey where the support of W shrinks, and with ticks where λ was estimated."""
+    if run.settling is not None and isinstance(run.settings.get("epochs"), int):
+        begin, end = (x * run.settings["epochs"] for x in run.settling)
+        axes.axvspan(begin, end, color=style.ASKED, alpha=0.12, lw=0)
+    if run.lam_is_auto:
+        for x in _epochs_of([step for step, _ in run.estimates() if step], run):
+            axes.axvline(x, ymax=0.03, color=style.ASKED, lw=1)
+
+
+def _epochs_of(steps: Sequence[int], run: Run) -> np.ndarray:
+    """Returns where steps lie on an axis of epochs."""
+    if not run.records or not run.last("step"):
+        return np.zeros(0)
+    return np.asarray(steps, float) * run.last("epoch") / run.last("step")
+
+
+@both_widths
+def accuracy_by_density(points: Sequence[Point], narrow: bool = False) -> Picture | None:
+    """Draws accuracy on test data against density, of retrained and of projected tickets."""
+    density = np.array([point.density for point in points])
+    retrained = np.array([point.retrained for point in points])
+    projected = np.array([np.nan if p.projected is None else p.projected for p in points])
+    dense = float(points[0].dense or math.nan)
+    with style.context():
+        figure = Figure(figsize=(style.WIDTHS[narrow], 3.3), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(dense, color=style.DENSE, lw=1.4, label=f"dense, {percent(dense)}")
+        options: dict[str, Any] = {"color": style.PROJECTED, "marker": "o", "markersize": 5}
+        axes.plot(density, projected, ls=":", lw=1, mfc=style.PAPER, label="projected", **options)
+        axes.plot(density, retrained, label="retrained", **options)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(density.tolist()))
+        axes.xaxis.set_major_formatter(lambda d, _: f"{100 * d:.2g} %")
+        axes.xaxis.set_minor_locator(FixedLocator([]))
+        axes.set(xlabel="density: share of the structured weights", title="Accuracy on test data")
+        _accuracy_axis(axes, np.append(retrained, dense))
+        axes.legend(loc="lower right")
+    ends = ", ".join(f"{percent(p.retrained)} at {percent(p.density)}" for p in points)
+    return Picture(
+        figure,
+        f"Line chart of test accuracy against density, the dense network at {percent(dense)}. "
+        f"Retrained tickets: {ends}.",
+        _below(axes, projected),
+    )
+
+
+@both_widths
+def runs(runs: Mapping[str, Run], narrow: bool = False) -> Picture | None:
+    """Draws the held-out accuracies of several runs against epochs; None without any record."""
+    known = {name: run for name, run in runs.items() if run.records}
+    if not known:
+        return None
+    with style.context():
+        figure = Figure(figsize=(style.WIDTHS[narrow], 3.5), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, run) in enumerate(known.items()):
+            options = {"color": style.LINES[i % len(style.LINES)]}
+            last = percent(run.last("accuracy"))
+            _line(axes, run.metrics["epoch"], run.metrics["accuracy"],
+                  label=f" {name}, {last}", **options)  # fmt: skip
+            _line(axes, run.metrics["epoch"], run.metrics["projected_accuracy"],
+                  linestyle="--", linewidth=1, **options)  # fmt: skip
+        axes.set(xlabel="epoch", title="Accuracy on held-out data: dense, and projected (dashed)")
+        values = np.concatenate([run.metrics["accuracy"] for run in known.values()])
+        _accuracy_axis(axes, values)
+        axes.legend(loc="lower right")
+        projected = np.concatenate([run.metrics["projected_accuracy"] for run in known.values()])
+        remark = _below(axes, np.append(values, projected))
+    ends = ", ".join(f"{name} {percent(run.last('accuracy'))}" for name, run in known.items())
+    alt = f"Line chart of held-out accuracy against epochs. At the last record: {ends}."
+    return Picture(figure, alt, remark)
+
+
+@both_widths
+def layer_density(run: Run, narrow: bool = False) -> Picture | None:
+    """Draws the density of each set of groups against time, as curves or (many) a heat map.
 
     Returns None where no path was recorded.
     """
     if run.path is None:
         return None
     x, unit = _time_axis(run)
-    layers = run.path.layer_density()
+    by_leaf = run.path.layer_density()
+    layers = {each.short if narrow else each.title: by_leaf[each.names[0]] for each in run.sets()}
+    draw = _layer_curves if len(layers) <= _LINES else _layer_heat_map
     with style.context():
-        if len(layers) <= _LINES:
-            figure = _layer_curves(x, unit, layers)
-        else:
-            figure = _layer_heat_map(x, unit, layers)
-    kind = "Line chart" if len(layers) <= _LINES else "Heat map, one row for each leaf"
+        figure = draw(x, unit, layers, narrow)
+    kind = "Line chart" if len(layers) <= _LINES else "Heat map, one row for each layer"
     ends = ", ".join(f"{name} {percent(float(values[-1]))}" for name, values in layers.items())
-    remark = "Each row is a layer; darker cells are denser."
+    remark = "Each row is a layer, from the input down to the output; darker cells are denser."
     if len(layers) <= _LINES:
         remark = "A curve that rises early belongs to a layer that was selected before the others."
     return Picture(
@@ -140,24 +349,31 @@ def layer_density(run: Run) -> Picture | None:
     )
 
 
-def _layer_curves(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> Figure:
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+def _layer_curves(
+    x: np.ndarray, unit: str, layers: Mapping[str, np.ndarray], narrow: bool
+) -> Figure:
+    figure = Figure(figsize=(style.WIDTHS[narrow], 4.4 if narrow else 3.2), layout="constrained")
     axes = figure.subplots()
     for i, (name, values) in enumerate(layers.items()):
         dash = style.DASHES[i % len(style.DASHES)]
         label = f" {name}  {percent(float(values[-1]))}"  # a leading _ would hide it
         _line(axes, x, np.asarray(values), color=style.LINES[i], linestyle=dash, label=label)
     axes.set(xlabel=unit, title="Density of each layer, and its last value")
-    axes.set_xlim(0, _end(x))
+    axes.set_xlim(0, end_of(x))
     axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1e-3))
     _percent_axis(axes)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6)
+    if narrow:
+        figure.legend(loc="outside lower center", handlelength=2.6)
+    else:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6)
     return figure
 
 
-def _layer_heat_map(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> Figure:
+def _layer_heat_map(
+    x: np.ndarray, unit: str, layers: Mapping[str, np.ndarray], narrow: bool
+) -> Figure:
     values = np.array([np.asarray(v) for v in layers.values()])
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.24 * len(layers)), layout="constrained")
+    figure = Figure(figsize=(style.WIDTHS[narrow], 1.1 + 0.24 * len(layers)), layout="constrained")
     axes = figure.subplots()
     # One cell a record, from its own time to the next one's; the last is as wide as the mean.
     width = (x[-1] - x[0]) / (x.size - 1) if x.size > 1 else 1.0
@@ -166,7 +382,8 @@ def _layer_heat_map(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> 
     mesh = axes.pcolormesh(
         edges, np.arange(len(layers) + 1), values, cmap="Blues", vmin=0, vmax=top, rasterized=True
     )
-    axes.set_yticks(np.arange(len(layers)) + 0.5, list(layers))
+    names = [n if len(n) <= 22 or not narrow else f"{n[:7]}…{n[-13:]}" for n in layers]
+    axes.set_yticks(np.arange(len(layers)) + 0.5, names)
     axes.invert_yaxis()
     axes.grid(False)
     axes.set(xlabel=unit, title="Density of each layer")
@@ -174,175 +391,3 @@ def _layer_heat_map(x: np.ndarray, unit: str, layers: dict[str, np.ndarray]) -> 
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
     return figure
-
-
-def entry_scale(first: float, last: float) -> ScalarMappable:
-    """Returns the colours of entry times between two steps."""
-    return ScalarMappable(Normalize(first, max(last, first + 1)), style.entry_colours())
-
-
-def entry_bar(figure: Figure, axes: Axes, scale: ScalarMappable) -> None:
-    """Draws the bar that says which step each colour of entry stands for."""
-    bar = figure.colorbar(scale, cax=axes, orientation="horizontal")
-    axes.set_title("step at which a group entered", fontsize=9)
-    bar.outline.set_visible(False)
-    bar.locator = MaxNLocator(8, integer=True)
-    bar.update_ticks()
-
-
-def _panel_title(name: str, symbol: str, across: int) -> str:
-    """Returns the title of a norm panel; long paths lose their middle where panels are narrow."""
-    if across > 1 and len(name) > 24:
-        name = f"{name[:8]}…{name[-14:]}"
-    return f"{name}  ‖{symbol}‖"
-
-
-def _left_out(names: Sequence[str], what: str) -> str:
-    rest = names[PANELS:]
-    return f"The first {PANELS} {what} are drawn; left out: {', '.join(rest)}. " if rest else ""
-
-
-def solution_path(run: Run) -> Picture | None:
-    """Draws ‖W_g‖ and ‖Γ_g‖ of the sampled groups against steps, coloured from their entry on.
-
-    Returns None where norms.npz is missing or holds no record or no leaf.
-    """
-    norms = run.norms
-    if norms is None or not norms.steps.size or not norms.leaves:
-        return None
-    leaves = norms.leaves[:PANELS]
-    across = 1 if len(leaves) <= 4 else 2  # leaves in a row, two panels each
-    down = math.ceil(len(leaves) / across)
-    scale = entry_scale(float(norms.steps[0]), float(norms.steps[-1]))
-    entered = [leaf.entry() >= 0 for leaf in leaves]
-    with style.context():
-        height = (1.75 if across == 1 else 1.55) * down + 0.75
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        ratios = [_BAR, *[(height - _BAR) / down] * down]
-        grid = figure.add_gridspec(down + 1, 2 * across, height_ratios=ratios)
-        for i, leaf in enumerate(leaves):
-            row, first = 1 + i // across, 2 * (i % across)
-            for side, (values, symbol) in enumerate(((leaf.w, "W"), (leaf.gamma, "Γ"))):
-                axes = figure.add_subplot(grid[row, first + side])
-                norm_panel(axes, norms.steps, leaf, values, scale)
-                axes.set_title(_panel_title(leaf.name, symbol, across))
-                if i >= len(leaves) - across:  # nothing below it
-                    axes.set_xlabel("step")
-                else:
-                    axes.tick_params(labelbottom=False)
-        if any(e.any() for e in entered):
-            entry_bar(figure, figure.add_subplot(grid[0, :]), scale)
-    ends = ", ".join(
-        f"{leaf.name} {e.sum()} of {e.size}" for leaf, e in zip(leaves, entered, strict=True)
-    )
-    alt = (
-        f"Line charts of group norms against steps, from step {count(norms.steps[0])} to "
-        f"{count(norms.steps[-1])}, one curve for each sampled group: left ‖W‖, right ‖Γ‖. "
-        f"Sampled groups that entered: {ends}."
-    )
-    remark = _left_out([leaf.name for leaf in norms.leaves], "layers")
-    if not any(e.any() for e in entered):
-        remark += "None of the sampled groups has entered so far. "
-    return Picture(figure, alt, remark)
-
-
-def norm_panel(
-    axes: Axes, steps: np.ndarray, leaf: LeafNorms, values: np.ndarray, scale: ScalarMappable
-) -> None:
-    """Draws one leaf's curves: grey before the record of entry, coloured from it on."""
-    entry = leaf.entry()
-    first = np.where(entry < 0, steps.size, entry)
-    grey = [np.column_stack([steps[: f + 1], values[: f + 1, g]]) for g, f in enumerate(first)]
-    axes.add_collection(LineCollection(grey, colors=style.WAITING, linewidths=0.7, zorder=2))
-    for g in np.argsort(-first, kind="stable"):  # the earliest on top
-        if entry[g] >= 0:
-            colour, line = scale.to_rgba(steps[entry[g]]), slice(entry[g], None)
-            axes.plot(steps[line], values[line, g], color=colour, linewidth=1.1, zorder=3)
-    if steps.size == 1:
-        colours = np.where(entry[:, None] < 0, to_rgba(style.WAITING), scale.to_rgba(steps[0]))
-        axes.scatter(np.full(entry.size, steps[0]), values[0], c=colours, s=8, zorder=3)
-    top = float(np.nanmax(values, initial=0.0))
-    axes.set_ylim(0, 1.05 * top if np.isfinite(top) and top > 0 else 1.0)
-    axes.set_xlim(0, _end(steps))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-
-
-def entry_times(run: Run) -> Picture | None:
-    """Draws when the groups of each leaf entered: tile by tile, or (many groups) as a histogram.
-
-    Returns None where no path was recorded.
-    """
-    if run.path is None:
-        return None
-    entries = {name: np.asarray(e).ravel() for name, e in run.path.entry_steps().items()}
-    steps = np.asarray(run.path.steps)
-    shown = list(entries.items())[:PANELS]
-    scale = entry_scale(float(steps[0]), float(steps[-1]))
-    columns = _columns(e for _, e in shown)
-    rows = [math.ceil(e.size / columns) if e.size <= TILES else 0 for _, e in shown]
-    heights = [0.3 + 0.95 * WIDTH / columns * r if r else 1.35 for r in rows]
-    with style.context():
-        figure = Figure(figsize=(WIDTH, 0.75 + sum(heights)), layout="constrained")
-        bar, *grid = figure.subplots(len(shown) + 1, 1, height_ratios=[_BAR, *heights])
-        for axes, (name, entry), tiled in zip(grid, shown, rows, strict=True):
-            waiting = int((entry < 0).sum())
-            axes.set_title(f"{name}: {count(entry.size - waiting)} of {count(entry.size)} entered")
-            if tiled:
-                _tiles(axes, entry, scale, columns)
-            else:
-                _histogram(axes, entry, steps, scale)
-        if any((e >= 0).any() for _, e in shown):
-            entry_bar(figure, bar, scale)
-        else:
-            bar.set_visible(False)
-    ends = "; ".join(_entry_words(name, entry) for name, entry in shown)
-    remark = _left_out(list(entries), "layers")
-    return Picture(figure, f"Entry times of the groups, layer by layer. {ends}.", remark)
-
-
-def _entry_words(name: str, entry: np.ndarray) -> str:
-    entered = entry[entry >= 0]
-    words = f"{name}: {count(entered.size)} of {count(entry.size)} groups entered"
-    if not entered.size:
-        return words
-    first, middle = int(entered.min()), int(np.median(entered))
-    return f"{words}, the first at step {count(first)}, half of them by step {count(middle)}"
-
-
-def _columns(entries: Iterable[np.ndarray]) -> int:
-    """Returns the tiles in a full row: few large ones where all leaves are small."""
-    return 32 if max((e.size for e in entries if e.size <= TILES), default=0) <= 64 else 64
-
-
-def _tiles(axes: Axes, entry: np.ndarray, scale: ScalarMappable, columns: int) -> None:
-    """Draws one tile a group in the order of the leaf, coloured by its time of entry."""
-    down = math.ceil(entry.size / columns)
-    colours = np.zeros((down * columns, 4))
-    colours[: entry.size] = scale.to_rgba(entry)
-    colours[: entry.size][entry < 0] = to_rgba(style.WAITING, 0.45)
-    mesh = axes.pcolormesh(colours.reshape(down, columns, 4), linewidth=1.2)
-    blank = down * columns - entry.size
-    mesh.set_edgecolor([style.PAPER] * entry.size + ["none"] * blank)
-    axes.set_xlim(0, columns)
-    axes.set_aspect("equal", anchor="NW")
-    axes.invert_yaxis()
-    axes.set_axis_off()
-
-
-def _histogram(axes: Axes, entry: np.ndarray, steps: np.ndarray, scale: ScalarMappable) -> None:
-    """Draws how many groups entered between one record and the next, up to about 60 bars."""
-    stride = math.ceil(steps.size / _BARS)
-    ends = steps[::-1][::stride][::-1].astype(np.float64)
-    starts = np.concatenate([[0.0], ends[:-1]])
-    edges = np.concatenate([starts[:1], ends]) + 0.5  # a group entered at a step counts before it
-    heights, _ = np.histogram(entry[entry >= 0], edges)
-    axes.bar(
-        starts, heights, ends - starts, align="edge", color=scale.to_rgba(ends), ec=style.PAPER
-    )
-    axes.set_xlim(0, ends[-1])
-    axes.set_ylim(0, max(1.0, 1.08 * heights.max()))
-    axes.set_ylabel("groups")
-    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.grid(axis="x", visible=False)

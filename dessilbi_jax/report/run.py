@@ -1,6 +1,8 @@
 """A run folder as a report needs it: what its files hold, and the few figures derived from them."""
 
 import math
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from dessilbi_jax.report.files import (
     read_path,
     read_result,
 )
+from dessilbi_jax.tickets.group_sets import GroupSet
 from dessilbi_jax.tickets.path import SolutionPath
 
 
@@ -38,6 +41,33 @@ class Layer:
     def density(self) -> float:
         """Selected weights over weights."""
         return self.selected_weights / self.weights
+
+
+@dataclass(frozen=True)
+class Set:
+    """Groups that lie in the same leaves, with a title and the leaves in the network's order."""
+
+    title: str
+    names: tuple[str, ...]
+    groups: GroupSet
+
+    @property
+    def short(self) -> str:
+        """The title where there is little room: the first layer of several."""
+        return self.title if len(self.names) == 1 else _title(self.names[:1]).rpartition("/")[0]
+
+
+def _title(names: Sequence[str]) -> str:
+    """Returns what a set is called: its leaf, or the layers that its groups lie in.
+
+    >>> _title(["fc1/kernel"]), _title(["conv1/kernel", "bn1/scale", "bn1/bias"])
+    ('fc1/kernel', 'conv1, bn1')
+    """
+    if len(names) == 1:
+        return names[0]
+    layers = list(dict.fromkeys(name.rpartition("/")[0] or name for name in names))
+    rest = f" and {len(layers) - 2} more" if len(layers) > 2 else ""
+    return ", ".join(layers[:2]) + rest
 
 
 @dataclass(frozen=True)
@@ -142,14 +172,44 @@ class Run:
                 changes.append((int(step), float(lam)))
         return changes
 
-    def layers(self) -> tuple[Layer, ...]:
-        """Returns the structured leaves at the end, or at the path's last record, () before it."""
-        if self.result:
-            return tuple(_layer_of_result(layer) for layer in self.result["layers"])
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Returns leaf paths in the order in which the network uses them.
+
+        Runs of older versions do not tell it; there 2 comes before 10.
+        """
+        told = self.config.get("order")
+        place = {name: i for i, name in enumerate(told)} if isinstance(told, list) else {}
+
+        def key(name: str) -> tuple[Any, ...]:
+            words = re.split(r"(\d+)", name)
+            return (place.get(name, len(place)), [int(w) if w.isdecimal() else w for w in words])
+
+        return sorted(names, key=key)
+
+    def sets(self) -> list[Set]:
+        """Returns the sets of groups in the network's order, () before the path's first record."""
         if self.path is None:
+            return []
+        found = {}
+        for each in self.path.sets():
+            names = self.in_order(each.names)
+            found[names[0]] = Set(_title(names), tuple(names), each)
+        return [found[name] for name in self.in_order(found)]
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Returns the structured leaves at the end, or at the path's last record, () before it.
+
+        They are in the network's order.
+        """
+        if self.result:
+            layers = [_layer_of_result(layer) for layer in self.result["layers"]]
+        elif self.path is None:
             return ()
-        masks = self.path.support(int(self.path.steps[-1]))
-        return tuple(_layer_of_path(self.path, name, masks[name]) for name in self.path.groups)
+        else:
+            masks = self.path.support(int(self.path.steps[-1]))
+            layers = [_layer_of_path(self.path, n, masks[n]) for n in self.path.groups]
+        named = {layer.name: layer for layer in layers}
+        return tuple(named[name] for name in self.in_order(named))
 
 
 def _layer_of_result(layer: dict[str, Any]) -> Layer:
@@ -190,12 +250,17 @@ def read_run(folder: str | Path) -> Run:
         if not isinstance(config.get(name), dict):
             raise ValueError(f"{file}: {name!r} should be a JSON object, got {config.get(name)!r}")
     path, notes = read_path(folder / run_files.PATH)
+    norms = None
+    try:
+        norms = read_norms(folder / run_files.NORMS)
+    except ValueError as error:  # a picture's sample: all else can be told without it
+        notes = (*notes, f"The norms of groups cannot be drawn: {error}.")
     return Run(
         folder=folder,
         config=config,
         metrics=read_metrics(folder / run_files.METRICS),
         path=path,
-        norms=read_norms(folder / run_files.NORMS),
+        norms=norms,
         result=read_result(folder / run_files.RESULT),
         notes=notes,
     )

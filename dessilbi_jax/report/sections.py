@@ -7,21 +7,30 @@ is one more builder in `SECTIONS`.
 import math
 from collections.abc import Callable
 
-from dessilbi_jax.report import plots
+from dessilbi_jax.report import groups, plots
 from dessilbi_jax.report.growth import growth
 from dessilbi_jax.report.interpretation import interpretation
 from dessilbi_jax.report.page import Section, figure, paragraph, settings, table
 from dessilbi_jax.report.plots import Picture
+from dessilbi_jax.report.retrained import points
 from dessilbi_jax.report.run import Layer, Run
-from dessilbi_jax.report.slimming import ticket
+from dessilbi_jax.report.slimming import read_made, ticket
+from dessilbi_jax.report.sweep import accuracy_by_density
 from dessilbi_jax.report.text import count, duration, escape, number, percent, setting, signed
 
 _NO_PATH = "No path has been saved yet: path.npz is written at the end of each epoch."
 
 
 def lead(run: Run) -> str:
-    """Returns the opening of the page: what came out, in a sentence or two, as HTML."""
-    if run.result and run.settled:
+    """Returns the opening of the page: what came out, in a sentence or two, as HTML.
+
+    The best that was made of the run comes first: the network that was cut out, else the best
+    ticket that was retrained, else the run's own networks.
+    """
+    best = _best(run)
+    if best is not None:
+        html = paragraph(best[0], "lead")
+    elif run.result and run.settled:
         words = (
             f"The run ended with a sparse network: {percent(run.density)} of its structured "
             f"weights are left. It is right on {percent(run.result['test_accuracy'])} of the test "
@@ -66,6 +75,9 @@ def figures(run: Run) -> Section | None:
     ]
     if run.settled:
         cards[:2] = [("projected", "Accuracy", percent(dense), f"{where}, of the sparse network")]
+    best = _best(run)
+    if best is not None:
+        cards.insert(0, ("projected", *best[1]))
     kept = _kept(run)
     if kept:
         cards.append(("dense", *kept))
@@ -75,6 +87,40 @@ def figures(run: Run) -> Section | None:
         for kind, name, value, aside in cards
     )
     return Section("figures", "Headline figures", f'<dl class="figures">{cells}</dl>')
+
+
+def _best(run: Run) -> tuple[str, tuple[str, str, str]] | None:
+    """Returns the best that was made of a run in a sentence, and as a figure; None before that."""
+    if not run.result:
+        return None
+    small, found = read_made(run.folder).slim, points(run)
+    dense = float(run.result["test_accuracy"])
+    if small is not None:
+        networks = small["networks"]
+        whole, slim = networks["dense"], networks["slim"]
+        params = percent(slim["parameters"] / max(whole["parameters"], 1), 1)
+        flops = percent(slim["flops"] / max(whole["flops"], 1), 1)
+        words = (
+            f"A network with {params} of the parameters and {flops} of the operations was cut out "
+            f"of this run. It is right on {percent(slim['test_accuracy'])} of the test images"
+        )
+        words += "." if run.settled else f", the dense one on {percent(dense)}."
+        return words, ("Slim network", percent(slim["test_accuracy"]),
+                       f"test data, with {params} of the parameters")  # fmt: skip
+    if found:
+        top = max(found, key=lambda point: point.retrained)
+        words = (
+            f"With {percent(top.density)} of its structured weights, trained again, the network is "
+            f"right on {percent(top.retrained)} of the test images"
+        )
+        if isinstance(top.dense, float):
+            words += (
+                f"; with all of them on {percent(top.dense)}, and before it was trained again on "
+                f"{percent(float(top.projected or math.nan))}"
+            )
+        return f"{words}.", ("Retrained ticket", percent(top.retrained),
+                             f"test data, at {percent(top.density)} of the weights")  # fmt: skip
+    return None
 
 
 def _asked(run: Run) -> str:
@@ -114,7 +160,7 @@ def _kept(run: Run) -> tuple[str, str, str] | None:
 
 def solution_path(run: Run) -> Section:
     """The solution path of group norms (the paper's Fig. 1, left)."""
-    picture = plots.solution_path(run)
+    picture = groups.solution_path(run)
     title = "Solution path"
     if picture is None:
         words = "The norms of the groups were not kept: the run folder holds no norms.npz."
@@ -143,12 +189,13 @@ def curves(run: Run) -> Section:
         )
     empty = "Nothing has been recorded yet: metrics.jsonl holds no records."
     body = _figure_or(plots.curves(run), caption, empty)
-    loss, skipped = run.last("held_out_loss"), run.last("skipped")
-    if math.isfinite(loss):
-        body += paragraph(
-            f"The {'sparse' if run.settled else 'dense'} network's loss on held-out data is "
-            f"{number(loss)} at the end."
-        )
+    picture = plots.losses(run)
+    if picture is not None:
+        words = "Losses are means since the record before; the learning rate is that of W."
+        if run.lam_is_auto:
+            words += " The dots are where λ was estimated, as are the ticks at the foot of a panel."
+        body += figure(picture, words)
+    skipped = run.last("skipped")
     if skipped > 0:
         words = f"Steps left out because their loss or gradient was not finite: {count(skipped)}."
         body += paragraph(words, "note")
@@ -178,6 +225,7 @@ def layers(run: Run) -> Section:
                 for layer in rows
             ],
             numbers=range(2, 7),
+            spare=(1, 4, 5),
             total=_total(rows, run),
         )
     return Section("layers", "Density by layer", body)
@@ -208,7 +256,7 @@ def entry_times(run: Run) -> Section:
         "at which it entered and pale grey if it never did. For layers of many groups, bars count "
         "those that entered between one record and the next."
     )
-    body = _figure_or(plots.entry_times(run), caption, _NO_PATH)
+    body = _figure_or(groups.entry_times(run), caption, _NO_PATH)
     return Section("entry", "Groups by entry time", body)
 
 
@@ -263,6 +311,7 @@ SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     entry_times,
     interpretation,
     ticket,
+    accuracy_by_density,
     hyper_parameters,
     again,
 )

@@ -8,8 +8,10 @@ from typing import Any
 
 from dessilbi_jax import run_files
 from dessilbi_jax.files import read_json
+from dessilbi_jax.report import plots
 from dessilbi_jax.report.files import check_fields
-from dessilbi_jax.report.page import Section, paragraph, settings, table
+from dessilbi_jax.report.page import Section, figure, paragraph, settings, table
+from dessilbi_jax.report.retrained import points
 from dessilbi_jax.report.run import Run
 from dessilbi_jax.report.text import count, percent, signed
 from dessilbi_jax.tickets.ticket import Ticket
@@ -109,6 +111,10 @@ def ticket(run: Run) -> Section | None:
         body += paragraph(f"Note on the ticket: {made.ticket.note}.", "note")
     if made.retrained is not None:
         body += paragraph(_of_retrained(made.retrained))
+        own = [p for p in points(run) if p.own]
+        picture = plots.retraining(own)
+        if picture is not None:
+            body += figure(picture, "The retraining of the ticket, all else held at zero.")
     if made.slim is not None:
         body += _of_slim(made.slim)
     else:

@@ -7,11 +7,14 @@ times of entry are shown on matplotlib's viridis without its yellow end, which w
 import io
 import warnings
 from base64 import b64encode
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
+
+WIDTHS = {False: 9.4, True: 4.4}  # inches, of a picture in the page's column, and on a phone
 
 INK = "#22272e"
 MUTED = "#5b6470"
@@ -91,7 +94,7 @@ section {{ margin-top: 3rem; }}
   font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .figures .aside {{ display: block; font-size: .8125rem; line-height: 1.45; color: var(--muted); }}
 figure {{ margin: 1.25rem 0 0; }}
-figure img {{ display: block; width: 100%; min-width: 38rem; height: auto; }}
+figure img {{ display: block; width: 100%; height: auto; }}
 figure .wide {{ margin: 0; }}
 figure + p {{ margin-top: 1.25rem; }}
 figcaption {{ font-size: .9375rem; line-height: 1.5; color: var(--muted); margin-top: .5rem;
@@ -117,6 +120,14 @@ code, pre {{ font-family: var(--code); font-size: .875rem; }}
 pre {{ background: #f1f3f5; border: 1px solid var(--rule); border-radius: 4px; padding: .75rem 1rem;
   white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 1rem; }}
 footer {{ margin-top: 4rem; padding-top: .75rem; border-top: 1px solid var(--rule); }}
+@media screen and (max-width: 40rem) {{
+  body {{ padding: 1.5rem 1rem 3rem; }}
+  .spare {{ display: none; }}
+  table {{ font-size: .8125rem; min-width: 100%; }}
+  th, td {{ padding-right: .625rem; overflow-wrap: anywhere; }}
+  thead th {{ white-space: normal; }}
+  .settings {{ columns: 1; }}
+}}
 @media print {{
   @page {{ margin: 16mm 15mm; }}
   html {{ background: none; font-size: 10.5pt; }}
@@ -126,7 +137,6 @@ footer {{ margin-top: 4rem; padding-top: .75rem; border-top: 1px solid var(--rul
   h2 {{ break-after: avoid; }}
   figure, tr, pre, .note, .figures > div {{ break-inside: avoid; }}
   .wide {{ overflow: visible; }}
-  figure img {{ min-width: 0; }}
   .figures {{ grid-template-columns: repeat(4, 1fr); gap: 1rem 1.25rem; }}
   .figures .value {{ font-size: 1.375rem; }}
   a {{ color: inherit; text-decoration: none; }}
@@ -154,18 +164,19 @@ def entry_colours() -> Colormap:
     return ListedColormap([viridis(0.87 * i / 255) for i in range(256)], name="entry")
 
 
-def svg(figure: Figure, background: str = "none") -> bytes:
+def svg(figure: Figure, background: str = "none", title: str | None = None) -> bytes:
     """Returns a matplotlib figure as an SVG document, the same bytes on every call.
 
     Args:
         figure: the figure; its layout is settled by this.
         background: colour of the paper; `none` lets the page's own show through.
+        title: what the document calls itself.
 
     >>> svg(Figure(figsize=(1, 1)))[:5]
     b'<?xml'
     """
     file = io.BytesIO()
-    plain: Any = {"Date": None, "Creator": None}
+    plain: Any = {"Date": None, "Creator": None, **({} if title is None else {"Title": title})}
     with context(), warnings.catch_warnings():
         # A name in a script the font lacks shows as boxes; the page's text has it in full.
         warnings.filterwarnings("ignore", message="Glyph")
@@ -174,13 +185,17 @@ def svg(figure: Figure, background: str = "none") -> bytes:
     return file.getvalue()
 
 
-def data_uri(figure: Figure) -> str:
+def data_uri(figure: Figure | Callable[[], Figure]) -> str:
     """Returns a matplotlib figure as an SVG in a `data:` address, the same bytes on every call.
+
+    A function that makes the figure will do as well.
 
     >>> data_uri(Figure(figsize=(1, 1)))[:26]
     'data:image/svg+xml;base64,'
     """
-    return "data:image/svg+xml;base64," + b64encode(svg(figure)).decode("ascii")
+    return "data:image/svg+xml;base64," + b64encode(
+        svg(figure() if callable(figure) else figure)
+    ).decode("ascii")
 
 
 def _settle(figure: Figure) -> None:

@@ -27,6 +27,7 @@ def save_slim(
     *example_inputs: Any,
     fn: Callable[..., Any] | None = None,
     card: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Writes a slimmed network into a folder, at once or not at all.
 
@@ -42,9 +43,11 @@ def save_slim(
             axis of any length if the network allows that (`"batch"` on the card says so).
         fn: the smaller network's function, where its model cannot be called.
         card: what else is to be told about it, as JSON can hold it.
+        overwrite: replace a folder that this wrote.
 
     Raises:
-        FileExistsError: the folder is there and is not empty.
+        FileExistsError: the folder is there and is not empty; with `overwrite`, it holds anything
+            that this did not write.
         ModuleNotFoundError: safetensors or flatbuffers is not installed.
         ValueError: a card that JSON cannot hold.
 
@@ -62,8 +65,18 @@ def save_slim(
         (7, 3)
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already; give another folder or remove it")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: give a folder")
+    there = {file.name for file in folder.iterdir()} if folder.exists() else set()
+    if there and not overwrite:
+        raise FileExistsError(
+            f"{folder} is there already; give another folder, or overwrite=True to replace it"
+        )
+    if others := sorted(there - {PARAMS, PLAN, CARD, FORWARD}):
+        raise FileExistsError(
+            f"{folder} holds files that are not of a slimmed network ({', '.join(others[:3])}); "
+            "none is deleted: give another folder"
+        )
     tensors = _safetensors()
     network = as_network(small.model, fn)
     forward, batch = _forward(network.fn, network.tree, example_inputs)
@@ -98,7 +111,7 @@ def load_slim(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], Pl
         raise FileNotFoundError(f"{folder} holds no slimmed network: {missing[0]} is not there")
     try:
         arrays = dict(_safetensors().load_file(folder / PARAMS))
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = files.parse_json((folder / CARD).read_text(encoding="utf-8"))
     except ModuleNotFoundError:
         raise
     except Exception as error:  # whatever the readers make of damaged bytes

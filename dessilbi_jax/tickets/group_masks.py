@@ -22,6 +22,19 @@ from typing import Any
 import jax
 import numpy as np
 
+_MOST_PARAMETERS = 2**40
+
+
+def check_parameters(shapes: Mapping[str, Iterable[int]]) -> None:
+    """Raises unless shapes that a file tells can be those of a network.
+
+    Raises:
+        ValueError: they cannot; masks of them would take all memory there is.
+    """
+    total = sum(math.prod(shape) for shape in shapes.values())
+    if not 0 <= total <= _MOST_PARAMETERS:
+        raise ValueError(f"its shapes are those of {total:,} parameters")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GroupMasks(Mapping[str, np.ndarray]):

@@ -13,6 +13,7 @@ from dessilbi_jax.dependency.plan import Plan
 from dessilbi_jax.files import load
 from dessilbi_jax.optimizer.reading import get_state
 from dessilbi_jax.tickets.draw import Asked, draw
+from dessilbi_jax.tickets.group_sets import GroupSet, group_sets
 from dessilbi_jax.tickets.records import KIND, Records
 from dessilbi_jax.tickets.snapshot import observe
 from dessilbi_jax.tickets.ticket import Ticket, masks_like
@@ -80,6 +81,10 @@ class SolutionPath:
     def groups(self) -> dict[str, tuple[int, ...]]:
         """By leaf path, the shape of its units (structured leaves)."""
         return dict(self._records.groups)
+
+    def sets(self) -> list[GroupSet]:
+        """The sets of groups: a leaf's own, and those that leaves share, in the leaves' order."""
+        return group_sets(self._records.groups, self._records.ties)
 
     @property
     def ranked(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dessilbi_jax.dependency.plan import Plan, placed
 from dessilbi_jax.files import previous, read, write
-from dessilbi_jax.tickets.group_masks import GroupMasks
+from dessilbi_jax.tickets.group_masks import GroupMasks, check_parameters
 from dessilbi_jax.tickets.snapshot import Observed
 from dessilbi_jax.tickets.ticket import unpacked
 
@@ -209,15 +209,16 @@ class Records:
         Raises:
             ValueError: a file of another kind; damaged bytes raise whatever they are read as.
         """
-        header, data = read(file, KIND, _FORMATS)
+        header, data = read(file, KIND, _FORMATS, _sizes)
         steps = tuple(header["steps"])
         unknown = [-1] * len(steps)  # in files of older versions
         groups = {p: tuple(shape) for p, shape in header["groups"].items()}
         bits, entry, rank, last, zero, ties = {}, {}, {}, {}, {}, {}
         for i, (name, units) in enumerate(groups.items()):
             rows = data[f"bits_{i}"]
-            if len(rows) != len(steps):
-                raise ValueError(f"{len(rows)} records of {name}, expected {len(steps)}")
+            expected = (len(steps), -(-math.prod(units) // 8))
+            if rows.shape != expected:
+                raise ValueError(f"the records of {name} are {rows.shape}, expected {expected}")
             bits[name], rank[name] = tuple(rows), data[f"rank_{i}"]
             found = np.full(units, -1, np.int32)
             for record, row in enumerate(rows):
@@ -301,3 +302,15 @@ class Records:
         """
         before = self.skipped[record - 1] if record else 0
         return 0 if before < 0 else max(self.skipped[record] - before, 0)
+
+
+def _sizes(header: Mapping[str, Any]) -> dict[str, int]:
+    """The most bytes of each array in the file of a path, from its header."""
+    records, sizes = len(header["steps"]), {}
+    check_parameters(header["shapes"])
+    for i, units in enumerate(header["groups"].values()):
+        count = math.prod(units)
+        sizes[f"bits_{i}"] = records * -(-count // 8)
+        sizes[f"zero_{i}"] = -(-count // 8)
+        sizes |= {f"{name}_{i}": 8 * count for name in ("rank", "last", "ties")}
+    return sizes

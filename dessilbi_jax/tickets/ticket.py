@@ -1,6 +1,7 @@
 """Tickets: a support to prune to, as a table, a file and a tree of masks."""
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dessilbi_jax.files import read, write
+from dessilbi_jax.files import read, why, write
 from dessilbi_jax.structure.named import kernel_sizes
-from dessilbi_jax.text import columns
-from dessilbi_jax.tickets.group_masks import GroupMasks
+from dessilbi_jax.text import check_pattern, columns
+from dessilbi_jax.tickets.group_masks import GroupMasks, check_parameters
 from dessilbi_jax.tree import leaf_paths, shape_of
 
 _KIND = "ticket"
@@ -69,7 +70,7 @@ class Ticket:
         for path in self.structured:
             if path not in self.masks:
                 raise ValueError(f"the ticket has no mask of its structured leaf {path}")
-        if self.structured and not any(np.any(self.masks[path]) for path in self.structured):
+        if self.structured and not any(self._groups.size(p)[0] for p in self.structured):
             raise ValueError("the ticket is empty: it keeps nothing of its structured leaves")
 
     @property
@@ -156,6 +157,7 @@ class Ticket:
         hidden = {p for p in shapes if _under(p, self.hidden)}
         known = set(shapes) | set(self.masks)
         for pattern in patterns:
+            check_pattern(pattern, "drop")
             if not any(re.search(pattern, path) for path in known):
                 raise ValueError(
                     f"drop: {pattern!r} matches no leaf of the ticket or of the parameters"
@@ -214,13 +216,13 @@ class Ticket:
         if not file.exists():
             raise FileNotFoundError(f"no ticket at {file}")
         try:
-            header, arrays = read(file, _KIND, _FORMATS)
+            header, arrays = read(file, _KIND, _FORMATS, _sizes)
             masks, structured = _read_masks(header, arrays), tuple(header["structured"])
             fields = {name: header[name] for name in ("density", "note", "card")}
             hidden = tuple(header.get("hidden", ()))
             return cls(masks, header["step"], structured, **fields, hidden=hidden)
         except Exception as error:  # whatever zip, JSON or NumPy make of damaged bytes
-            raise ValueError(f"{file} is no readable ticket ({error})") from None
+            raise ValueError(f"{file} is no readable ticket ({why(error)})") from None
 
 
 def make_ticket(
@@ -282,6 +284,16 @@ def _check_fit(
     for path in masks:
         if path not in shapes:
             raise ValueError(f"the ticket names {path}, which the parameters lack{advice}")
+
+
+def _sizes(header: Mapping[str, Any]) -> dict[str, int]:
+    """The bytes of each array in a ticket file, from its header."""
+    grids = header["shapes" if header["format"] == 1 else "groups"].values()
+    counts = [math.prod(grid) for grid in grids]
+    check_parameters(header["shapes"])
+    sizes = {f"bits_{i}": -(-n // 8) for i, n in enumerate(counts)}
+    sizes |= {f"mask_{i}": -(-n // 8) for i, n in enumerate(counts)}
+    return sizes | {f"ties_{i}": 8 * n for i, n in enumerate(counts)}
 
 
 def _read_masks(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> GroupMasks:

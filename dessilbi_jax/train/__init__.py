@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dessilbi_jax.train.finished.interpret import interpret
     from dessilbi_jax.train.finished.make_slim import make_slim
     from dessilbi_jax.train.finished.retrain import retrain
+    from dessilbi_jax.train.finished.sweep import sweep
     from dessilbi_jax.train.finished.take_ticket import take_ticket
     from dessilbi_jax.train.interrupt import Interrupted
     from dessilbi_jax.train.loop import fit
@@ -41,6 +42,7 @@ __all__ = [
     "load_params",
     "make_slim",
     "retrain",
+    "sweep",
     "take_ticket",
 ]
 
@@ -53,6 +55,7 @@ _LATER = {
     "retrain": "finished.retrain",
     "interpret": "finished.interpret",
     "make_slim": "finished.make_slim",
+    "sweep": "finished.sweep",
     "evaluate": "finished.evaluate",
 }
 

@@ -27,6 +27,8 @@ OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine", "half", "step")
 DTYPES = ("float32", "bfloat16")
 NONFINITE = ("stop", "skip")
+_SMALLEST, _LARGEST = 1.1754944e-38, 3.4028235e38  # of float32, without those that lose digits
+_MOST_STEPS = 2**31 - 128  # updates that the counter of a run holds
 BUDGETS = ("weights", "groups", "params", "flops")  # what `settle` can end with, besides a density
 
 
@@ -38,8 +40,8 @@ class TrainConfig:
     weights bit for bit.
 
     Attributes:
-        network: name of a network of `dessilbi_jax.models`.
-        dataset: name of a data set of `dessilbi_jax.data`.
+        network: name of a network of `dessilbi_jax.models`; None: the `model` given to `fit`.
+        dataset: name of a data set of `dessilbi_jax.data`; None: the `data` given to `fit`.
         epochs: passes over the training data, at least 1.
         batch_size: images, or windows of text, a step, on all devices together; an incomplete last
             batch of an epoch is dropped.
@@ -118,8 +120,8 @@ class TrainConfig:
         ValueError: nu must be a finite number above 0, got -1.0
     """
 
-    network: str
-    dataset: str
+    network: str | None
+    dataset: str | None
     epochs: int
     batch_size: int = 128
     widths: tuple[int, ...] | None = None
@@ -162,14 +164,16 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("network", "dataset"):
             value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise TypeError(f"{name} must be a name, got {value!r}")
+            if value is not None and (not isinstance(value, str) or not value):
+                raise TypeError(f"{name} must be a name or None, got {value!r}")
         for name in ("epochs", "batch_size", "records_per_epoch", "grow_add"):
-            _integer(name, getattr(self, name), least=1)
-        for name in ("keep_every", "seed"):
-            _integer(name, getattr(self, name), least=0)
+            _integer(name, getattr(self, name), least=1, most=_MOST_STEPS)
+        _integer("keep_every", self.keep_every, least=0)
+        _integer("seed", self.seed, least=0, most=2**63 - 1)
         for name in ("learning_rate", "kappa", "nu"):
             _number(name, getattr(self, name))
         for name in ("image_size", "context", "grow", "grow_limit"):
@@ -231,6 +235,11 @@ class TrainConfig:
 
     def _check_growth(self, every: int) -> None:
         """Checks that there is time to grow, and that nothing settles meanwhile."""
+        if self.network is None:
+            raise ValueError(
+                "a run grows networks of dessilbi_jax.models, which are built from widths: grow "
+                "one of your own by dl.grow in your own loop, or leave out grow"
+            )
         if self.structure not in REMOVABLE:
             raise ValueError(
                 f"a network grows by channels, which structure={self.structure!r} does not select: "
@@ -347,15 +356,29 @@ def _number(
     low = value >= 0 if zero else value > 0
     if not (math.isfinite(value) and low and value < below and value <= most):
         raise ValueError(f"{wanted}, got {value!r}")
+    if value and not _SMALLEST <= value <= _LARGEST:
+        raise ValueError(
+            f"{name} must be a number that float32 holds, from {_SMALLEST:.2g} to {_LARGEST:.2g}, "
+            f"got {value!r}"
+        )
 
 
-def _integer(name: str, value: Any, *, least: int) -> None:
-    """Raises unless `value` is an integer of at least `least`."""
-    wanted = f"{name} must be an integer of at least {least}, got {value!r}"
+def _integer(name: str, value: Any, *, least: int, most: int | None = None) -> None:
+    """Raises unless `value` is an integer of at least `least` and at most `most`."""
+    over = most is not None and isinstance(value, int) and value > most
+    upper = f" and at most {most}" if over else ""
+    wanted = f"{name} must be an integer of at least {least}{upper}, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(wanted)
-    if value < least:
+    if value < least or over:
         raise ValueError(wanted)
+
+
+def _plain(value: Any) -> Any:
+    """The value with NumPy's scalars as Python's, and lists as tuples."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
+    return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 1) else value
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -17,10 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import dessilbi_jax as dl
-from dessilbi_jax import models
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.devices.mesh import place
-from dessilbi_jax.train.optim import make_optimizer, make_structure
+from dessilbi_jax.train.optim import example_of, make_optimizer, make_structure
 from dessilbi_jax.train.prepare import Setup, placed_state
 from dessilbi_jax.train.step import Network, TrainState, split_network
 from dessilbi_jax.tree import leaf_paths, to_host
@@ -120,8 +119,8 @@ def _slim(run: Setup, arrays: tuple[Any, Any], ticket: Any, opt_state: Any) -> d
     """The network cut; its groups make no constant but zero, which is proved when it is written."""
     model = nnx.merge(run.network.evaluating, *jax.tree.map(jnp.asarray, arrays))
     return dl.slim(
-        model, ticket, models.example_input(model), groups=run.channels, opt_state=opt_state,
-        check=False,
+        model, ticket, example_of(model, run.facts.input_shape), groups=run.channels,
+        opt_state=opt_state, check=False,
     )  # fmt: skip
 
 
@@ -129,7 +128,7 @@ def _stage(
     run: Setup, config: TrainConfig, small: dl.Slim, mesh: Mesh
 ) -> tuple[Stage, tuple[Any, Any]]:
     network, params, stats = split_network(small.model, run.facts.mean, run.facts.std)
-    structure = make_structure(config, small.model)
+    structure = make_structure(config, small.model, run.facts.input_shape)
     tx = make_optimizer(config, run.steps, structure, settled=True, lam=run.lam)
     state = placed_state(params, stats, tx, mesh)
     return Stage(network, tx, state, small.plan), (params, stats)

@@ -31,7 +31,7 @@ class DataFacts:
     """The data a network was trained on, in so far as others have to know.
 
     Attributes:
-        dataset: name for `data.load`.
+        dataset: name for `data.load`; None for arrays that were given to `fit`.
         data_dir: where it was found, None for the default.
         input_shape: (height, width, channels) of an image, or (context,).
         classes: their number; for text the size of the vocabulary.
@@ -45,7 +45,7 @@ class DataFacts:
         image_size: the side that streamed images were asked for.
     """
 
-    dataset: str
+    dataset: str | None
     data_dir: str | None
     input_shape: tuple[int, ...]
     classes: int
@@ -76,7 +76,7 @@ class DataFacts:
         if steps == 0:
             raise ValueError(
                 f"batch_size {config.batch_size} is larger than the {total - held_out} training "
-                f"{source.kind if source.kind == 'images' else 'windows'} of {config.dataset}: "
+                f"{source.kind if source.kind == 'images' else 'windows'} of {source.name}: "
                 "give a smaller one"
             )
         data_dir, text, tokenizer = (
@@ -104,6 +104,11 @@ class DataFacts:
         Raises:
             ValueError: what is found is of another shape than what the run was trained on.
         """
+        if self.dataset is None:
+            raise ValueError(
+                "the run was trained on arrays that were given to fit(data=…), which are not kept: "
+                "measure its weights, train.load_params(RUN), on them yourself"
+            )
         source = data.load(
             self.dataset,
             data_dir=self.data_dir if data_dir is None else data_dir,
@@ -125,7 +130,17 @@ class DataFacts:
         return source.set_aside(self.held_out, seed=self.holdout_seed)
 
     def build(self, config: TrainConfig) -> models.Network:
-        """The network of a configuration for these rows, as `config.seed` initialises it."""
+        """The network of a configuration for these rows, as `config.seed` initialises it.
+
+        Raises:
+            ValueError: it has no name, as it was given to `fit`.
+        """
+        if config.network is None:
+            raise ValueError(
+                "the run trained a network of its own, given to fit(model=…), which no name "
+                "builds: draw tickets by dl.SolutionPath.load(RUN/path.npz).ticket(…) and cut them "
+                "out of your model by dl.slim"
+            )
         return models.build(
             config.network,
             input_shape=self.input_shape,

@@ -1,5 +1,6 @@
 """From a source of data to what the compiled steps are given, on whatever mesh."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -213,7 +214,7 @@ def evaluation_size(source: data.Source, config: TrainConfig) -> int:
         >>> evaluation_size(data.load("digits"), config)
         500
     """
-    small = source.kind == "images" and source.input_shape[0] * source.input_shape[1] <= _SMALL
+    small = source.kind == "images" and math.prod(source.input_shape[:2]) <= _SMALL
     return _IMAGES_A_BATCH if small else config.batch_size
 
 

@@ -87,6 +87,11 @@ def go_on(
     for note in notes:
         progress.note(note)
     if snapshot is None:
+        if config.init is not None and not first.run.given:
+            raise ValueError(
+                f"the run in {out} has no checkpoint yet and began with given weights: give them "
+                "again by --init"
+            )
         progress.note(f"no checkpoint yet in {out}: starting at the beginning")
         records.restore({})
         return first, 0.0

@@ -121,6 +121,7 @@ def started(config: TrainConfig) -> TrainConfig:
     """
     if config.grow is None or config.widths is not None:
         return config
+    assert config.network is not None  # as the configuration has it
     widths = tuple(min(START, n) for n in models.entry(config.network).widths)
     return dataclasses.replace(config, widths=widths)
 

@@ -102,6 +102,7 @@ def _theirs(
                 raise
     # PyTorch's, with as many classes as its head has.
     classes = torch_classes(file, model)
+    assert config.network is not None  # one of one's own has its weights
     other = models.build(
         config.network, input_shape=facts.input_shape, classes=classes, widths=config.widths
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, after a checkpoint."""
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal) end a run between two steps, checkpointed."""
 
 import signal
 import threading
@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """Context in which the first SIGINT or SIGTERM only sets `received`; a second one acts.
+    """Context in which the first SIGINT, SIGTERM or SIGHUP only sets `received`; a second one acts.
 
     Outside the main thread, where Python allows no handlers, nothing is changed; a signal that is
     ignored, as nohup and a shell's `&` have it, stays so.
@@ -41,7 +41,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(signum) is not signal.SIG_IGN:
                     self._before[signum] = signal.signal(signum, self._receive)
         return self

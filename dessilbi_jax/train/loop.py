@@ -2,13 +2,10 @@
 
 import contextlib
 import dataclasses
-import errno
 import io
 import math
-import os
-import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +14,9 @@ import jax.numpy as jnp
 
 import dessilbi_jax as dl
 from dessilbi_jax import files, report, run_files
-from dessilbi_jax.train import cutting, initial
+from dessilbi_jax.train import cutting, initial, said
 from dessilbi_jax.train import growth as growing
+from dessilbi_jax.train.callbacks import Callback, told
 from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.cutting import Stage
 from dessilbi_jax.train.data_facts import Where
@@ -27,6 +25,7 @@ from dessilbi_jax.train.devices.mesh import describe, make_mesh
 from dessilbi_jax.train.feeds import Rows, evaluation_size, make_feed
 from dessilbi_jax.train.going_on import Begun, go_on
 from dessilbi_jax.train.interrupt import Interrupted, Signals
+from dessilbi_jax.train.order import used_in_order
 from dessilbi_jax.train.prepare import prepare
 from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.run_folder import folder, outcome
@@ -34,8 +33,8 @@ from dessilbi_jax.train.run_folder.checkpoints import (
     KEPT,
     Checkpoints,
     Snapshot,
-    newest,
 )
+from dessilbi_jax.train.run_folder.disk_told import disk_told
 from dessilbi_jax.train.run_folder.lock import alone
 from dessilbi_jax.train.run_folder.records import Records, record_steps
 from dessilbi_jax.train.run_folder.weights import save_weights
@@ -45,13 +44,15 @@ from dessilbi_jax.train.stepper import Stepper
 # How often the loop waits for the device, to see whether the loss is still finite; and with
 # several processes how often they ask each other whether a signal has come.
 _LOOK_EVERY, _AGREE_EVERY = 50, 10
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 def fit(
     config: TrainConfig,
     out: str | Path,
     *,
+    model: Any = None,
+    data: Any = None,
+    callbacks: Sequence[Callback] = (),
     preset: str = "",
     command: str = "",
     data_dir: str | Path | None = None,
@@ -79,6 +80,14 @@ def fit(
     Args:
         config: what to train.
         out: the run's folder; made if it is not there.
+        model: a network of one's own, where `config.network` is None: a Flax NNX module that holds
+            parameters and batch statistics only, from a batch of inputs to logits, with its initial
+            weights. It is not changed. Of such a run tickets are drawn from its path
+            (`dl.SolutionPath.load`) and cut out by `dl.slim`.
+        data: one's own data, where `config.dataset` is None: (train, test), each (inputs, labels)
+            as `data.from_arrays` has them, or a `data.Source`.
+        callbacks: told of each record, and closed at the end, as `callbacks.Callback` has it;
+            `callbacks.Csv` and `callbacks.TensorBoard` are two.
         preset: name of the run, kept in config.json.
         command: the command line, kept in config.json.
         data_dir: where prepared data sets are, as `data.load` has it.
@@ -115,7 +124,8 @@ def fit(
         OSError: the disk is full or not to be written; nothing that was written before is lost.
         FloatingPointError: the loss, or what batch statistics make of it, is no longer finite; or
             with `nonfinite="skip"` every step of an epoch was skipped.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was written. It is a KeyboardInterrupt.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written. It is a
+            KeyboardInterrupt.
 
     Example:
         >>> import tempfile
@@ -131,12 +141,14 @@ def fit(
     for name, value in (("checkpoint_steps", checkpoint_steps), ("keep", keep)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    config = dataclasses.replace(config, init=None if init is None else initial.digest(init))
+    # A run that goes on has its weights, and needs those it began with no more.
+    if init is not None or not (resume and (out / run_files.CONFIG).exists()):
+        config = dataclasses.replace(config, init=None if init is None else initial.digest(init))
     config = growing.started(config)
     devices = make_mesh(mesh)
     if folder.check(out, config, resume=resume, overwrite=overwrite) == "finished":
         return _finished(out)
-    run = prepare(config, Where(data_dir, text, tokenizer), devices, init)
+    run = prepare(config, Where(data_dir, text, tokenizer), devices, init, model, data)
     if run.fresh:
         progress.note(f"drawn anew, as its size is another one: {', '.join(run.fresh)}")
     per_epoch, steps = run.facts.steps_per_epoch, run.steps
@@ -144,7 +156,7 @@ def fit(
     growth = growing.begin(config, run)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_disk_errors(out))
+        stack.enter_context(disk_told(out))
         stack.enter_context(alone(out))
         # Once more: before the lock was had, another process may have been here.
         todo = folder.check(out, config, resume=resume, overwrite=overwrite)
@@ -163,10 +175,19 @@ def fit(
         elif processes.is_first():
             name, facts = preset or out.resolve().name, run.facts.to_json()
             where = describe(devices)
-            folder.start(out, config, preset=name, command=command, data=facts, mesh=where)
+            asked = {"mesh": mesh, "checkpoint_steps": checkpoint_steps, "keep": keep}
+            used = (
+                run.network, run.state.params, run.state.stats, run.facts.input_shape,
+                next(iter(run.held))[0].dtype,
+            )  # fmt: skip
+            folder.start(
+                out, config, preset=name, command=command, data=facts, mesh=where, options=asked,
+                order=used_in_order(*used),
+            )  # fmt: skip
         growing.write(out, growth)
         processes.meet("folder made")
         began = time.monotonic()
+        telling = stack.enter_context(told(callbacks, first=processes.is_first()))
         signals = stack.enter_context(Signals())
         checkpoints = stack.enter_context(Checkpoints(out / run_files.CHECKPOINTS, keep))
 
@@ -185,8 +206,9 @@ def fit(
 
         def diverged(at: int, what: str) -> FloatingPointError:
             checkpoints.wait()
-            return _diverged(at, what, config, out, per_epoch)
+            return said.diverged(at, what, config, out, per_epoch)
 
+        progress.line(said.started(run, config, out))
         progress.begin(training.step)
         while training.step < steps:
             if growth is not None and growing.due(config, growth, training.step, run):
@@ -245,6 +267,8 @@ def fit(
                 )
                 seen = None if stage.plan is not None else (state.params, state.opt_state)
                 record = records.add(record, seen)
+                for each in telling:
+                    each.record(step, record.to_json())
                 training.state = state = state.recorded()
                 if epoch_ends:
                     progress.epoch(record.to_json(), config.epochs)
@@ -262,10 +286,13 @@ def fit(
             if stopping and step < steps:
                 checkpoints.wait()
                 raise Interrupted(
-                    f"stopped at step {step} of {steps}; go on with: {_resume(command)}", stopping
+                    f"stopped at step {step} of {steps}; go on with: {said.resuming(command)}",
+                    stopping,
                 )
         checkpoints.wait()
 
+        if not records.path.density()[-1]:
+            progress.note(said.never_opened(config, outcome.lam_in_force(state), steps))
         # The end: the test rows, once.
         test = Rows(run.source.test_part(), evaluation_size(run.source, config), devices)
         test_accuracy, test_loss = evaluate(state.params, state.stats, test)
@@ -313,27 +340,6 @@ def _kept(config: TrainConfig, epoch: int) -> bool:
     return config.keep_every > 0 and epoch % config.keep_every == 0
 
 
-@contextlib.contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Says of an error of the disk what is left and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        last = newest(out / run_files.CHECKPOINTS)
-        then = "go on with --resume" if (out / run_files.CONFIG).exists() else "start it again"
-        raise OSError(
-            f"the run cannot be written ({_plain(error)}); last good checkpoint: "
-            f"{last or 'none yet'}. Make room or give write permission, then {then}"
-        ) from error
-
-
-def _plain(error: OSError) -> OSError:
-    """The same error in the system's own words: what to do is said by who catches it."""
-    return OSError(error.errno, os.strerror(error.errno or 0), error.filename)
-
-
 def _project(params: Any, opt_state: Any) -> Any:
     """Returns the parameters, zero where Γ is."""
     return dl.project(params, dl.support(opt_state, params))
@@ -342,20 +348,3 @@ def _project(params: Any, opt_state: Any) -> Any:
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
-
-
-def _diverged(
-    step: int, what: str, config: TrainConfig, out: Path, per_epoch: int
-) -> FloatingPointError:
-    """Returns the error that says where a run went wrong, what is left of it, and what to try."""
-    return FloatingPointError(
-        f"the {what} is not finite at step {step} (epoch {step / per_epoch:.2f}); last good "
-        f"checkpoint: {newest(out / run_files.CHECKPOINTS) or 'none yet'}. Try a smaller learning "
-        f"rate than {config.learning_rate:g} or a larger nu than {config.nu:g}"
-    )
-
-
-def _resume(command: str) -> str:
-    """Returns the command that resumes the run that `command` began."""
-    words = [word for word in shlex.split(command) if word not in ("--resume", "--overwrite")]
-    return shlex.join([*words, "--resume"]) if words else "resume=True"

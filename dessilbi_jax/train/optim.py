@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -44,12 +45,15 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([growing, behind], [constant])
 
 
-def make_structure(config: TrainConfig, model: models.Network) -> dl.Structure | dl.Channels:
+def make_structure(
+    config: TrainConfig, model: Any, input_shape: tuple[int, ...] | None = None
+) -> dl.Structure | dl.Channels:
     """Returns what a group is in a run; for "channels" it is read from the network itself.
 
     Args:
         config: its `structure` is used.
         model: the network, with parameters and batch statistics.
+        input_shape: the shape of an input, for a network that is not of `dessilbi_jax.models`.
 
     Example:
         >>> config = TrainConfig(
@@ -59,13 +63,26 @@ def make_structure(config: TrainConfig, model: models.Network) -> dl.Structure |
         5
     """
     if config.structure == "channels":
-        return dl.channels(trace_channels(model))
+        return dl.channels(trace_channels(model, input_shape))
     return getattr(dl, config.structure)
 
 
-def trace_channels(model: models.Network) -> dl.ChannelGroups:
-    """Returns the channels of a network of `dessilbi_jax.models`; FLOPs are those of one row."""
-    return dl.channel_groups(model, models.example_input(model))
+def trace_channels(model: Any, input_shape: tuple[int, ...] | None = None) -> dl.ChannelGroups:
+    """Returns the channels of a network; FLOPs are those of one row.
+
+    Args:
+        model: a network of `dessilbi_jax.models`, or another one.
+        input_shape: of another one, the shape of an input.
+    """
+    return dl.channel_groups(model, example_of(model, input_shape))
+
+
+def example_of(model: Any, input_shape: tuple[int, ...] | None) -> jax.ShapeDtypeStruct:
+    """Returns shape and type of an input, which networks of our own tell themselves."""
+    if hasattr(model, "input_shape"):
+        return models.example_input(model)
+    assert input_shape is not None
+    return jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
 
 
 def make_optimizer(

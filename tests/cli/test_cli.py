@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 
+import jax
 import pytest
 
 from dessilbi_jax import cli
@@ -39,19 +40,27 @@ def error_of(capsys, *words):
     return lines[0]
 
 
-def test_a_run_prints_its_outcome_and_is_quiet_without_a_terminal(finished):
+def test_a_run_prints_a_start_a_line_an_epoch_and_its_outcome_without_a_terminal(finished):
     out, printed, errors = finished
     lines = printed.splitlines()
     result = json.loads((out / "result.json").read_text())
-    assert errors == ""
-    assert len(lines) == 6
+    start, epoch = errors.splitlines()
+    assert start.startswith(
+        "training lenet300 on digits: 1,293 rows, 40 steps an epoch, 1 epochs, "
+    )
+    assert start.endswith(f"into {out}")
+    assert epoch.startswith("epoch 1/1  ")
+    assert "0:00:00 left" in epoch
+    assert len(lines) == 7
     assert lines[0] == f"The run in {out} is finished."
     assert f"{result['test_accuracy']:.1%}".replace("%", " % dense") in lines[1]
     assert lines[2].split()[:2] == ["loss", f"{result['test_loss']:.4f}"]
     assert "30.0 % asked for" in lines[3]
     assert "of 49,600 structured weights" in lines[3]
     assert lines[4].strip().startswith("training   40 steps in ")
+    assert "projected: with all but the selected weights at zero, not retrained" in lines[1]
     assert lines[5].split() == ["report", str(out / "report.html")]
+    assert lines[6].split() == ["next", "dessilbi", "ticket", str(out)]
 
 
 def test_the_command_is_kept_and_the_preset_named(finished):
@@ -60,6 +69,24 @@ def test_the_command_is_kept_and_the_preset_named(finished):
     assert config["preset"] == "demo"
     assert config["command"] == f"dessilbi demo {' '.join(SHORT)} --out {out}"
     assert config["config"]["epochs"] == 1
+
+
+def test_a_run_goes_on_with_its_folder_alone(finished, tmp_path, capsys):
+    out = finished[0]
+    assert cli.main(["train", "--resume", "--out", str(out)]) == 0
+    assert "is finished already, there is nothing to resume." in capsys.readouterr().out
+    assert "nothing to resume: there is no run in" in error_of(
+        capsys, "train", "--resume", "--out", str(tmp_path / "none")
+    )
+    line = error_of(capsys, "train", "--resume", "--out", str(out), "--nu", "3")
+    assert "another configuration: nu: 100.0, now 3.0" in line
+    # Of one that was stopped, everything that it was called with.
+    copy = tmp_path / "run"
+    shutil.copytree(out, copy)
+    (copy / "result.json").unlink()
+    assert cli.main(["train", "--resume", "--out", str(copy)]) == 0
+    before, after = (json.loads((d / "result.json").read_text()) for d in (out, copy))
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
 
 
 @pytest.mark.parametrize("option", ["--resume", "--auto-resume"])
@@ -120,14 +147,34 @@ def test_report_falls_back_to_the_previous_path_and_says_so(finished, tmp_path, 
         (["train", "demo", "--lam", "-0.5"], "lam must be a finite number above 0, got -0.5"),
         (["train", "demo", "--lam", "much"], "expected a number or 'auto', got 'much'"),
         (["train", "demo", "--lam", "1", "--density", "0.1"], "give one of the two"),
-        (["train", "demo", "--learning-rate", "nan"], "learning_rate must be a finite"),
+        (["train", "demo", "--learning-rate", "nan"], "--learning-rate must be a finite"),
         (["train", "demo", "--density", "1.5"], "density must be a finite number above 0 and at"),
         (["train", "demo", "--epochs", "0"], "epochs must be an integer of at least 1, got 0"),
         (["train", "demo", "--epochs", "1.5"], "invalid int value: '1.5'"),
         (["train", "demo", "--variant", "tolbox"], "got 'tolbox'; did you mean toolbox?"),
         (["train", "demo", "--structure", "filter"], "got 'filter'; did you mean filters?"),
         (["train", "demo", "--optimizer", "lion"], "optimizer must be one of sgd, adam"),
-        (["train", "demo", "--batch-size", "2000"], "batch_size 2000 is larger than the 1293"),
+        (["train", "demo", "--batch-size", "2000"], "--batch-size 2000 is larger than the 1293"),
+        (["train", "demo", "--lam", "1e308"], "--lam must be a number that float32 holds"),
+        (["train", "demo", "--kappa", "1e-40"], "--kappa must be a number that float32 holds"),
+        (["train", "demo", "--density", "1e-9"], "less than one group of 1: give at least 2e-05"),
+        (["train", "demo", "--seed", "9" * 30], "--seed must be an integer of at least 0 and at"),
+        (["train", "demo", "--epochs", "100000000"], "100,000,000 records, of which a run can"),
+        (["train", "demo", "--epochs", "200000000"], "updates, of which a run can have at most"),
+        (["train", "demo", "--records-per-epoch", "9" * 20], "--records-per-epoch must be an"),
+        (
+            [
+                "demo",
+                "--distributed",
+                "--coordinator",
+                "here",
+                "--processes",
+                "2",
+                "--process",
+                "0",
+            ],
+            "--coordinator must be HOST:PORT of process 0, such as 10.0.0.1:1234, got 'here'",
+        ),
         (["train", "demo", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["train", "demo", "--resume"], "nothing to resume: there is no run in runs/demo"),
         (["train", "lenet5-mnist", "--data-dir", "nowhere"], "nowhere"),
@@ -180,6 +227,7 @@ def test_debug_shows_the_traceback(tmp_path):
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "error: MemoryError"),
         (ModuleNotFoundError("No module named 'flax'"), 2, "pip install 'dessilbi_jax[train]'"),
+        (ImportError("needs Pillow: pip install pillow"), 2, "error: needs Pillow: pip install pi"),
     ],
 )
 def test_exit_codes(error, code, line, monkeypatch, capsys):
@@ -203,6 +251,46 @@ def test_warnings_are_one_line_and_the_handler_comes_back(monkeypatch, capsys):
     assert cli.main(["demo"]) == 0
     assert capsys.readouterr().err == "dessilbi: note: path.npz is damaged\n"
     assert warnings.showwarning is before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_without_greek_is_written_all_the_same(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(["describe", "demo"]) == 0
+    stream.flush()
+    assert b"\n  lam " in stream.buffer.getvalue()
+
+
+def test_a_platform_that_is_not_there_is_named(monkeypatch, capsys):
+    def fail(*args):
+        raise AssertionError
+
+    monkeypatch.setattr(commands, "train", fail)
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert cli.main(["demo"]) == 2
+    assert "error: JAX_PLATFORMS=cuda finds no device here: unset" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_wrong_flags_of_xla_and_an_early_ctrl_c_are_one_line():
+    words = [sys.executable, "-c", "import dessilbi_command as c; raise SystemExit(c.main())"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_cpu_flag_that_is_none=1"}
+    done = subprocess.run([*words, "info"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "error: XLA_FLAGS=--xla_cpu_flag_that_is_none=1 cannot be used (Unknown" in done.stderr
+    # As if the signal had come while the package is loaded.
+    early = (
+        "import sys, builtins, signal, dessilbi_command as c\n"
+        "class Late:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'jax': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Late())\n"
+        "raise SystemExit(c.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "dessilbi: interrupted\n")
 
 
 def test_presets_lists_all_with_their_commands(capsys):
@@ -248,7 +336,7 @@ def test_help_and_presets_import_nothing_heavy():
 @pytest.mark.process
 def test_sigterm_leaves_a_run_that_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
-    words = ["demo", "--epochs", "100000", "--out", str(out)]
+    words = ["demo", "--quiet", "--epochs", "100000", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "dessilbi_jax", *words], stderr=subprocess.PIPE, text=True
     )
@@ -261,7 +349,7 @@ def test_sigterm_leaves_a_run_that_says_how_to_go_on(tmp_path):
     step = max(int(d.name) for d in checkpoints.iterdir())
     assert err == (
         f"dessilbi: stopped at step {step} of 2000000; go on with: "
-        f"dessilbi {' '.join(words)} --resume\n"
+        f"dessilbi train --resume --out {out}\n"
     )
     assert (checkpoints / str(step) / "checksums.json").exists()
     last = (out / "metrics.jsonl").read_text().splitlines()[-1]

@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 import dessilbi_jax as dl
-from dessilbi_jax import cli
+from dessilbi_jax import cli, run_files
 from dessilbi_jax.train.finished import latency
+from dessilbi_jax.train.run_folder.owned import foreign
 
 RUN = ["--no-settle", "--density", "0.5", "--nu", "50", "--epochs", "2", "--batch-size", "64"]
 
@@ -85,7 +86,8 @@ def test_the_ticket_is_printed_by_layer(run, tmp_path, capsys):
     assert "projected on the ticket, not retrained (held-out data)" in shown
     assert "projected on the ticket, not retrained (test data)" in shown
     assert "can be cut out: 360 of 400 channels" in shown
-    assert lines[-1] == f"The ticket is in {out}."
+    assert lines[-2] == f"The ticket is in {out}."
+    assert lines[-1].split() == ["next", "dessilbi", "retrain", str(out)]
     assert dl.Ticket.load(out).card["request"] == {
         "groups": 40, "per_layer": True, "minimum": 1,
     }  # fmt: skip
@@ -95,13 +97,14 @@ def test_the_ticket_is_printed_by_layer(run, tmp_path, capsys):
 
 def test_retraining_prints_the_three_accuracies(run, tmp_path, capsys):
     out = tmp_path / "again"
-    words = ["retrain", run / "ticket.npz", "--epochs", "1", "--learning-rate", "0.05"]
+    words = ["retrain", run / "ticket.npz", "--epochs", "1", "--learning-rate", "0.05", "--quiet"]
     lines = said(capsys, *words, "--seed", "3", "--out", out)
     result = json.loads((out / "result.json").read_text())
     assert (result["from"], result["config"]["learning_rate"]) == ("init", 0.05)
     assert lines[0] == f"The retrained network is in {out}."
     assert f"{result['test']['retrained']:.1%}".replace("%", " % retrained (test") in lines[2]
     assert "from the initial weights" in lines[3]
+    assert lines[4].strip() == f"next       dessilbi slim {run}/ticket.npz --params-from {out}"
 
 
 def test_slim_prints_its_table_and_its_proof(run, tmp_path, capsys):
@@ -197,6 +200,18 @@ def test_a_damaged_ticket_or_network_is_one_line(run, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_card_without_its_configuration_is_one_line(run, tmp_path, capsys):
+    shutil.copytree(run / "slim", tmp_path / "slim")
+    file = tmp_path / "slim" / "card.json"
+    card = json.loads(file.read_text())
+    for config in (None, {"network": "lenet300"}):
+        file.write_text(json.dumps({**card, "config": config}))
+        assert cli.main(["evaluate", str(tmp_path / "slim")]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "card.json does not say what the network was trained with" in err
+
+
 def test_a_folder_with_all_that_was_made_is_still_a_run(run, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
@@ -228,3 +243,78 @@ def test_interpret_prints_what_goes_with_what_and_renews_the_report(run, tmp_pat
     assert cli.main(["interpret", str(copy), "--layer", "fc1/bias"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dessilbi: error: fc1/bias makes no channels to look at")
+
+
+def test_a_sweep_is_resumed_made_finer_and_shown(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    words = ["sweep", copy, "--epochs", "1", "--quiet", "--density"]
+    lines = said(capsys, *words, "0.2")
+    assert lines[0].split() == ["density", "projected", "retrained", "dense"]
+    result = json.loads((copy / "sweep" / "0.2-retrained" / "result.json").read_text())
+    assert 0.15 < result["ticket"]["density"] <= 0.2
+    assert lines[2].split()[0] == f"{result['ticket']['density']:.1%}".replace("%", "")
+    before = (copy / "sweep" / "0.2-retrained" / "weights.safetensors").stat().st_mtime_ns
+    assert len(said(capsys, *words, "0.4", "0.2")) == len(lines) + 1
+    after = (copy / "sweep" / "0.2-retrained" / "weights.safetensors").stat().st_mtime_ns
+    assert before == after  # only what is new
+    text = (copy / "report.html").read_text()
+    assert "Accuracy against density" in text
+    assert text.index("Slim network") < text.index("Dense accuracy")  # the best leads
+    assert foreign(copy, run_files.WRITTEN) == []
+    for words_, message in (
+        ([copy, "--density", "0.2", "--quiet", "--epochs", "2"], "do it anew with --overwrite"),
+        ([copy, "--density", "0.2", "0.2"], "one or more different shares"),
+        ([copy, "--density", "1.2"], "got [1.2]"),
+        (["nowhere"], "nowhere holds no run"),
+    ):
+        assert cli.main(["sweep", *map(str, words_)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_runs_are_compared_as_a_table_and_a_page(run, tmp_path, capsys):
+    other, page = tmp_path / "other", tmp_path / "page.html"
+    shutil.copytree(run, other)
+    config = json.loads((other / "config.json").read_text())
+    config["config"]["nu"] = 7.0
+    (other / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(other / "slim")
+    lines = said(capsys, "compare", run, other, "--out", page)
+    assert lines[0].split()[:3] == ["run", "state", "accuracy"]
+    result = json.loads((run / "result.json").read_text())
+    small = json.loads((run / "slim" / "result.json").read_text())["networks"]["slim"]
+    assert f"{100 * result['test_accuracy']:.2f}" in lines[2]
+    assert f"{small['parameters']:,}" in lines[2]
+    assert f"{small['parameters']:,}" not in lines[3]
+    assert ["nu", "50.0", "7.0"] in [line.split() for line in lines]
+    assert not any(line.startswith("kappa") for line in lines)
+    text = page.read_text()
+    assert "side by side" in text
+    assert "What was different" in text
+    tmp_path.joinpath("mine.html").write_text("mine")
+    for words, message in (
+        ([run, run], "two different runs or more"),
+        ([run], "two different runs or more"),
+        ([run, "nowhere"], "nowhere is not a folder"),
+        ([run, other, "--out", page], "is there already: replace it with --overwrite"),
+        (
+            [run, other, "--out", tmp_path / "mine.html", "--overwrite"],
+            "so that it is not replaced",
+        ),
+    ):
+        assert cli.main(["compare", *map(str, words)]) == 2
+        assert message in capsys.readouterr().err
+    assert said(capsys, "compare", run, other, "--out", page, "--overwrite")[-1] == str(page)
+    assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_commands_that_add_to_a_run_renew_its_report(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "report.html").unlink()
+    lines = said(capsys, "ticket", copy, "--params", "15000", "--overwrite")
+    assert f"report     {copy}/report.html" in lines[-2]
+    assert "Ticket and slimmed network" in (copy / "report.html").read_text()
+    (copy / "report.html").unlink()
+    said(capsys, "ticket", copy, "--params", "15000", "--out", tmp_path / "elsewhere.npz")
+    assert not (copy / "report.html").exists()

@@ -118,3 +118,27 @@ def test_arrays_that_are_no_data_set(images, labels, message):
     good = np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 0])
     with pytest.raises(ValueError, match=message):
         Dataset.from_arrays("bad", good, (images, labels), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_images": np.full((4, 2, 2, 1), np.nan)}, "train images must be uint8"),
+        ({"test_images": [[1]]}, "test images must be a NumPy array"),
+        ({"train_labels": np.zeros(3, np.int32)}, r"labels must be integers \[4\]"),
+        ({"test_labels": np.full(4, 7, np.int32)}, r"labels must lie in 0…1 .*got 7…7"),
+        ({"mean": (0.1, 0.2)}, "mean must be one finite number for each of the 1 channels"),
+        ({"std": (float("nan"),)}, "std must be one finite number"),
+        ({"std": (0.0,)}, "std must be above 0"),
+    ],
+    ids=str,
+)
+def test_a_data_set_made_directly_is_checked_as_well(change, message):
+    images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 0, 1], np.int32)
+    fields = {
+        "name": "mine", "train_images": images, "train_labels": labels, "test_images": images,
+        "test_labels": labels, "classes": ("a", "b"), "mean": (0.0,), "std": (1.0,),
+    }  # fmt: skip
+    Dataset(**fields)
+    with pytest.raises((ValueError, TypeError), match=f"mine: .*{message}"):
+        Dataset(**fields | change)

@@ -259,7 +259,7 @@ def test_download_that_fails(monkeypatch, all_installed):
     monkeypatch.setattr(tfds, "builder", lambda *_, **__: FakeBuilder(fail))
     message = message_of(FileNotFoundError, "mnist", None)
     assert "could not be downloaded (ConnectionError: no route to host)" in message
-    assert "tfds build mnist --file_format=array_record" in message
+    assert "dessilbi data mnist --data-dir" in message
 
 
 def test_download_of_an_unknown_set():
@@ -272,9 +272,13 @@ def test_download_asks_first_for_what_preparing_needs(monkeypatch):
     monkeypatch.setattr(
         tfds, "builder", lambda *_, **__: FakeBuilder(lambda: pytest.fail("downloaded"))
     )
-    message = message_of(ImportError, "mnist", None)
+    message = message_of(ImportError, "kmnist", None)
     assert "preparing it needs not_installed" in message
     assert "`pip install not_installed`" in message
+    # Of what the command can prepare by itself.
+    message = message_of(ImportError, "mnist", None)
+    assert "dessilbi data mnist --data-dir" in message
+    assert "pip install" not in message
 
 
 @pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record", "PIL"])

@@ -401,3 +401,38 @@ def test_traced_numbers_pass_the_checks():
     updates, state = jax.jit(tx.update)(gradients(PARAMS), state, PARAMS)
     assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
     assert float(state.hyperparams["nu"]) == 5.0
+
+
+@every_maker
+def test_a_gradient_of_another_shape_names_its_leaf(make):
+    tx = make()
+    state = tx.init(PARAMS)
+    bad = {"fc": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(3)}}
+    with pytest.raises(ValueError, match=r"gradient of fc/kernel has shape \(3, 4\), the param"):
+        tx.update(bad, state, PARAMS)
+    with pytest.raises(ValueError, match="the gradients have another tree than the parameters"):
+        tx.update({"fc": {"kernel": jnp.ones((4, 3))}}, state, PARAMS)
+
+
+def test_a_loss_that_is_no_number_is_named():
+    tx = dessilbi(nu=10.0)
+    with pytest.raises(ValueError, match=r"loss must return one number, got shape \(4,\)"):
+        dl.diagnose(
+            lambda p: p["fc"]["kernel"].sum(1), PARAMS, tx.init(PARAMS), learning_rate=0.1, nu=10.0
+        )
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda bad: dl.channel_groups(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 2))},
+                                      jnp.ones((1, 2)), ignore=(bad,)),
+        lambda bad: dl.Ticket({"w": np.ones(2, bool)}, 1, ("w",), 1.0).transfer(
+            {"w": jnp.ones(2)}, drop=bad),
+        lambda bad: dl.Rules([(bad, dl.weights)]),
+    ],
+    ids=["ignore", "drop", "rules"],
+)  # fmt: skip
+def test_a_bad_regular_expression_is_named(use):
+    with pytest.raises(ValueError, match=r"'fc\(' is no regular expression"):
+        use("fc(")

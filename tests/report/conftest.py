@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import dessilbi_jax as dl
+from dessilbi_jax import report
+from dessilbi_jax.report import style
 
 CONFIG = {
     "preset": "lenet-small",
@@ -130,6 +132,19 @@ def result(path, tree, steps):
         "layers": layers,
         "lam": LAM,
     }
+
+
+@pytest.fixture(scope="session")
+def drawn_once(finished_run):
+    """The page of that run, with its pictures drawn."""
+    return report.render(finished_run)
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request, monkeypatch):
+    """Pages are written without drawing, which takes long, unless a test asks for it."""
+    if "drawn" not in request.keywords and "drawn_once" not in request.fixturenames:
+        monkeypatch.setattr(style, "data_uri", lambda figure: "data:image/svg+xml;base64,PHN2Zy8+")
 
 
 @pytest.fixture(scope="session")

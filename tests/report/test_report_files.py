@@ -1,8 +1,10 @@
 """Runs in progress, files that are damaged or missing, and that nothing half-written stays."""
 
 import dataclasses
+import html
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -33,7 +35,7 @@ def resave(file, drop=(), **changes):
 
 def test_write_puts_the_page_beside_the_files_and_replaces_it(make_run):
     folder = make_run()
-    (folder / "report.html").write_text("old")
+    (folder / "report.html").write_text("old, by dessilbi_jax")
     before = set(os.listdir(folder))
     assert report.write(folder) == folder / "report.html"
     assert (folder / "report.html").read_text(encoding="utf-8") == report.render(folder)
@@ -76,7 +78,7 @@ def test_a_single_record_before_any_group_entered(make_run):
     assert "None of the sampled groups has entered so far." in parts["path"]
     assert "conv1/kernel: 0 of 6 groups entered" in parts["entry"]
     assert "λ has not been estimated yet" in parts["settings"]
-    assert sum(part.count("<img") for part in parts.values()) == 4
+    assert sum(part.count("<img") for part in parts.values()) == 5
 
 
 def test_a_folder_with_nothing_but_its_configuration(make_run):
@@ -96,7 +98,7 @@ def test_without_norms_the_other_pictures_stay(make_run):
     (folder / "norms.npz").unlink()
     parts = sections(folder)
     assert "holds no norms.npz" in parts["path"]
-    assert sum(part.count("<img") for part in parts.values()) == 3
+    assert sum(part.count("<img") for part in parts.values()) == 4
 
 
 def test_without_a_path_the_final_table_stays(make_run):
@@ -116,7 +118,9 @@ def test_metrics_that_are_not_known_are_shown_as_a_dash(make_run):
 def test_what_a_run_records_is_what_its_report_knows(make_run):
     folder = make_run(steps=(1, 20), finished=False)
     record = Record(20, 1.0, held_out_loss=0.1234567, skipped=3)
-    assert "held-out data is" not in sections(folder)["curves"]  # of a run older than the field
+    assert (
+        "and 0.1235 on held-out data" not in sections(folder)["curves"]
+    )  # of a run older than the field
     assert "Steps left out" not in sections(folder)["curves"]
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record.to_json() | {"of a later version": "x"}) + "\n")
@@ -124,7 +128,7 @@ def test_what_a_run_records_is_what_its_report_knows(make_run):
     assert list(metrics) == [field.name for field in dataclasses.fields(Record)]
     assert metrics["held_out_loss"].tolist()[1:] == [0.1234567]
     body = sections(folder)["curves"]
-    assert "loss on held-out data is 0.1235 at the end" in body
+    assert "and 0.1235 on held-out data" in body
     assert "loss or gradient was not finite: 3." in body
 
 
@@ -138,6 +142,7 @@ def test_a_line_still_being_written_is_left_out_and_repeated_steps_are_replaced(
     assert np.isnan(metrics["density"][-1])
 
 
+@pytest.mark.drawn
 def test_the_same_run_gives_the_same_bytes(finished_run):
     assert report.render(finished_run) == report.render(finished_run)
 
@@ -205,24 +210,6 @@ DAMAGE = {
         r"metrics\.jsonl, line 1,: 'loss' should be a number or null, got 'x'",
     ),
     "path cut": (cut("path.npz"), r"path\.npz is no readable solution path"),
-    "norms cut": (cut("norms.npz"), r"norms\.npz is truncated or not a NumPy archive"),
-    "norms empty": (put("norms.npz", b""), r"norms\.npz is truncated or not a NumPy archive"),
-    "norms without steps": (
-        lambda folder: resave(folder / "norms.npz", drop=["steps"]),
-        r"norms\.npz: the array 'steps' is missing",
-    ),
-    "norms without gamma": (
-        lambda folder: resave(folder / "norms.npz", drop=["leaf_1_gamma"]),
-        r"norms\.npz: the array 'leaf_1_gamma' is missing",
-    ),
-    "norms of other records": (
-        lambda folder: resave(folder / "norms.npz", leaf_0_w=np.ones((2, 6))),
-        r"norms\.npz: leaf_0_w should have the shape \(7, 6\)",
-    ),
-    "norms an array": (
-        one_array,
-        r"norms\.npz is truncated or not a NumPy archive",
-    ),
     "result not JSON": (cut("result.json"), r"result\.json is damaged: it is not valid JSON"),
     "result incomplete": (put("result.json", b"{}"), r"result\.json: the field 'test_accuracy'"),
     "accuracy a string": (
@@ -246,11 +233,44 @@ DAMAGE = {
 }
 
 
+# The norms are only the sample of a picture.
+SAMPLE = {
+    "norms cut": (cut("norms.npz"), r"norms\.npz is truncated or not a NumPy archive"),
+    "norms empty": (put("norms.npz", b""), r"norms\.npz is truncated or not a NumPy archive"),
+    "norms without steps": (
+        lambda folder: resave(folder / "norms.npz", drop=["steps"]),
+        r"norms\.npz: the array 'steps' is missing",
+    ),
+    "norms without gamma": (
+        lambda folder: resave(folder / "norms.npz", drop=["leaf_1_gamma"]),
+        r"norms\.npz: the array 'leaf_1_gamma' is missing",
+    ),
+    "norms of other records": (
+        lambda folder: resave(folder / "norms.npz", leaf_0_w=np.ones((2, 6))),
+        r"norms\.npz: leaf_0_w should have the shape \(7, 6\)",
+    ),
+    "norms an array": (
+        one_array,
+        r"norms\.npz is truncated or not a NumPy archive",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLE)
+def test_a_damaged_sample_is_told_and_all_else_is_shown(case, make_run):
+    damage, message = SAMPLE[case]
+    folder = make_run()
+    damage(folder)
+    text = report.render(folder)
+    assert re.search(f"The norms of groups cannot be drawn: .*{message}", html.unescape(text))
+    assert "96.79" in text
+
+
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_one_error_that_names_the_file_and_leaves_the_folder(case, make_run):
     damage, message = DAMAGE[case]
     folder = make_run()
-    (folder / "report.html").write_text("the report before")
+    (folder / "report.html").write_text("the report before, by dessilbi_jax")
     damage(folder)
     before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
     with pytest.raises(ValueError, match=message) as error:
@@ -261,7 +281,7 @@ def test_damage_is_one_error_that_names_the_file_and_leaves_the_folder(case, mak
 
 def test_a_write_that_fails_leaves_the_old_report_and_nothing_else(make_run, monkeypatch):
     folder = make_run(steps=(1,), finished=False)
-    (folder / "report.html").write_text("the report before")
+    (folder / "report.html").write_text("the report before, by dessilbi_jax")
     before = set(os.listdir(folder))
 
     def full(*_):
@@ -271,4 +291,18 @@ def test_a_write_that_fails_leaves_the_old_report_and_nothing_else(make_run, mon
     with pytest.raises(OSError, match="no space left"):
         report.write(folder)
     assert set(os.listdir(folder)) == before
-    assert (folder / "report.html").read_text() == "the report before"
+    assert (folder / "report.html").read_text() == "the report before, by dessilbi_jax"
+
+
+def test_figures_are_written_as_files_and_replace_only_their_own(finished_run, tmp_path):
+    folder = tmp_path / "figures"
+    written = report.write_figures(finished_run, folder)
+    names = ["path", "curves", "losses", "layers", "entry"]
+    assert [file.name for file in written] == [f"{name}.svg" for name in names]
+    assert all(b"<svg" in file.read_bytes() for file in written)
+    with pytest.raises(FileExistsError, match="is there already: replace it with --overwrite"):
+        report.write_figures(finished_run, folder)
+    (folder / "curves.svg").write_text("<svg>mine</svg>")
+    with pytest.raises(FileExistsError, match="is no picture of this library"):
+        report.write_figures(finished_run, folder, overwrite=True)
+    assert (folder / "curves.svg").read_text() == "<svg>mine</svg>"

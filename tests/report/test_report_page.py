@@ -12,7 +12,7 @@ import pytest
 import dessilbi_jax as dl
 from dessilbi_jax import report
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "source", "br", "link", "input", "hr"}
 SECTIONS = ["figures", "path", "curves", "layers", "entry", "settings", "again"]
 
 
@@ -67,8 +67,8 @@ def read(folder):
 
 
 @pytest.fixture(scope="module")
-def text(finished_run):
-    return report.render(finished_run)
+def text(drawn_once):
+    return drawn_once
 
 
 @pytest.fixture
@@ -90,11 +90,16 @@ def test_the_page_has_its_parts_in_order_and_links_to_them(page):
 
 def test_each_picture_has_a_caption_and_words_for_those_who_cannot_see_it(page, finished_run):
     pictures = page.all("img")
-    assert len(pictures) == 4 == len(page.all("figure")) == len(page.all("figcaption"))
-    assert len({p["alt"] for p in pictures}) == 4
+    assert len(pictures) == 5 == len(page.all("figure")) == len(page.all("figcaption"))
+    assert len({p["alt"] for p in pictures}) == 5
+    # On a phone each is drawn anew, narrow.
+    narrow = page.all("source")
+    assert len(narrow) == 5
+    assert all(source["media"] == "screen and (max-width: 40rem)" for source in narrow)
+    assert not {source["srcset"] for source in narrow} & {p["src"] for p in pictures}
     records = [json.loads(s) for s in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert figure(records[-1]["projected_accuracy"]) in pictures[1]["alt"]
-    assert "conv1/kernel" in pictures[2]["alt"]
+    assert "conv1/kernel" in pictures[3]["alt"]
 
 
 def test_the_page_stands_alone(page, text):
@@ -218,8 +223,9 @@ def test_all_text_is_escaped(make_run):
     assert page.tables["layers"][1][0] == "a<b>&\"'$\\bad$_/kernel"
 
 
+@pytest.mark.drawn
 def test_names_that_a_font_or_a_legend_may_choke_on_are_drawn(make_run):
     folder = make_run(leaves={"_hidden": (4, 5), "层": (4, 5)})
     page = read(folder)
     assert [row[0] for row in page.tables["layers"][1:3]] == ["_hidden/kernel", "层/kernel"]
-    assert len(page.all("img")) == 4
+    assert len(page.all("img")) == 5

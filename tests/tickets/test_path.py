@@ -458,6 +458,7 @@ def test_what_is_no_path_at_all_is_refused(tmp_path):
     np.savez(file, weights=np.ones(3))
     with pytest.raises(ValueError, match="no readable solution path"):
         dl.SolutionPath.load(file)
+    file.unlink()
     record(dl.SolutionPath()).save(file)
     with np.load(file) as data:
         arrays = dict(data)

@@ -479,9 +479,11 @@ def test_damaged_files_and_other_files_are_refused(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match="is no readable ticket"):
             dl.Ticket.load(file)
+    file.unlink()
     dl.SolutionPath().save(file)
     with pytest.raises(ValueError, match="it holds a solution path, expected a ticket"):
         dl.Ticket.load(file)
+    file.unlink()
     ticket().save(file)
     with pytest.raises(ValueError, match="it holds a ticket, expected a solution path"):
         dl.SolutionPath.load(file)

@@ -1,5 +1,7 @@
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 from dessilbi_jax.train.config import TrainConfig, differences
@@ -36,6 +38,11 @@ GOOD = TrainConfig(network="lenet300", dataset="digits", epochs=2)
         ("structure", "filter"),
         ("optimizer", "rmsprop"),
         ("schedule", "linear"),
+        ("kappa", 1e-40),
+        ("nu", 1e300),
+        ("seed", 2**63),
+        ("epochs", 10**10),
+        ("records_per_epoch", 10**20),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_was_given(field, value):
@@ -113,3 +120,17 @@ def test_options_take_along_what_must_follow():
     assert with_options(vgg, {"lam": "auto"}).density == vgg.density
     with pytest.raises(ValueError, match="give one of the two"):
         with_options(vgg, {"lam": 0.5, "density": 0.1})
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = dataclasses.replace(
+        GOOD, epochs=np.int64(3), nu=np.float32(0.5), lean=np.bool_(True), widths=[np.int32(4)],
+        drop_at=np.array(0.5)[None].tolist(), seed=np.uint8(7), settle=(np.float64(0.1), 0.5),
+    )  # fmt: skip
+    plain = dataclasses.replace(
+        GOOD, epochs=3, nu=0.5, lean=True, widths=(4,), drop_at=(0.5,), seed=7, settle=(0.1, 0.5)
+    )
+    assert given == plain
+    assert json.dumps(given.to_json()) == json.dumps(plain.to_json())
+    with pytest.raises(TypeError, match="epochs"):
+        dataclasses.replace(GOOD, epochs=np.float32(3))

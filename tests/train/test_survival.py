@@ -63,7 +63,7 @@ def at_step(step, act):
 
 
 def command(out, *extra):
-    return cli.main([*WORDS, "--out", str(out), *extra])
+    return cli.main([*WORDS, "--quiet", "--out", str(out), *extra])
 
 
 def error_of(capsys, out, *extra):

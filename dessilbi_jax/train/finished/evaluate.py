@@ -58,7 +58,13 @@ def evaluate(
             raise ValueError(f"{place} holds a slim network, its ticket is cut out: no --ticket")
         card = files.read_json(place / CARD)
         facts = DataFacts.from_json(card.get("data"), str(place / CARD))
-        config = TrainConfig.from_json(card["config"])
+        try:
+            config = TrainConfig.from_json(dict(card["config"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{place / CARD} does not say what the network was trained with ({error!r}): cut "
+                "it out again with dessilbi slim"
+            ) from None
         batches = rows_of(RunFacts("", config, facts), split, data_dir)
         accuracy, loss = _exported(place / FORWARD, batches)
         network = "slim, by its exported forward pass"

@@ -109,7 +109,8 @@ def make_slim(
     ticket = dl.Ticket.load(file)
     folder_of_run = find_run(ticket, file, run)
     target = target_of(file, out, run_files.SLIM)
-    folder.check_target(target, overwrite=overwrite, kind=KIND)
+    ours: dict[str, Any] = {"overwrite": overwrite, "kind": KIND, "own": run_files.SLIM_FILES}
+    folder.check_target(target, **ours)
     trained = load_trained(Path(params_from) if params_from is not None else folder_of_run)
     own = fitted(ticket, trained)
     groups = trained.channels()
@@ -178,7 +179,7 @@ def make_slim(
         "versions": provenance.versions(),
         "machine": provenance.machine(),
     }
-    with folder.written_at_once(target, overwrite=overwrite, kind=KIND) as part:
+    with folder.written_at_once(target, **ours) as part:
         told = (
             "preset",
             "config",

@@ -22,18 +22,24 @@ from dessilbi_jax.train.finished.trained import (
     RETRAINED,
     Trained,
     closed_masks,
+    digest,
     find_run,
+    is_retrained,
     load_run,
     on_one_device,
     target_of,
     ticket_facts,
     with_head,
 )
+from dessilbi_jax.train.finished.unfinished import REQUEST, Unfinished, snapshot_of
+from dessilbi_jax.train.interrupt import Interrupted, Signals
 from dessilbi_jax.train.optim import make_retraining, trace_channels
 from dessilbi_jax.train.prepare import placed_state
 from dessilbi_jax.train.progress import Progress
 from dessilbi_jax.train.run_folder import folder
+from dessilbi_jax.train.run_folder.lock import locked
 from dessilbi_jax.train.run_folder.weights import NAME, step_of, write_weights
+from dessilbi_jax.train.said import resuming
 from dessilbi_jax.train.step import Batch, TrainState, make_evaluate, make_step
 from dessilbi_jax.train.stepper import Stepper
 from dessilbi_jax.tree import leaf_paths
@@ -50,6 +56,7 @@ def retrain(
     run: str | Path | None = None,
     dataset: str | None = None,
     data_dir: str | Path | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -60,7 +67,10 @@ def retrain(
     them all of each channel that the ticket empties. The held-out images are those of the run.
     With another data set the layer that gives the outputs starts anew.
 
-    The folder gets weights.safetensors and result.json, at once or, on any error, not at all.
+    The folder gets weights.safetensors and result.json, at once or, on any error, not at all. While
+    it goes on a folder of the same name with the ending .unfinished holds checkpoints, one at the
+    end of each epoch and one when a signal comes, from which it goes on as if it had not been
+    stopped; it is deleted at the end.
 
     Args:
         file: a ticket of `dessilbi ticket`.
@@ -72,7 +82,9 @@ def retrain(
         run: the run's folder, where it has moved.
         dataset: another data set.
         data_dir: as `data.load` has it; by default where the run found its images.
-        overwrite: replace a folder that this wrote.
+        resume: go on with the retraining into `out` that was stopped; of one that has ended, its
+            result is returned.
+        overwrite: replace a folder that this wrote, and a retraining that was stopped.
         command: the command line, kept in result.json.
         progress: what to print.
 
@@ -82,15 +94,18 @@ def retrain(
 
     Raises:
         FileNotFoundError: no ticket, run or images.
-        FileExistsError: the folder is there.
-        ValueError: a ticket that does not fit, or a start of which no parameters are kept.
-        FloatingPointError: the loss is no longer finite.
+        FileExistsError: the folder is there, or a retraining that was stopped.
+        ValueError: a ticket that does not fit, a start of which no parameters are kept, or `resume`
+            of what was asked for otherwise.
+        FloatingPointError: the loss is no longer finite; nothing is left.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written.
     """
     file, progress = Path(file), progress or Progress()
     ticket = dl.Ticket.load(file)
     folder_of_run = find_run(ticket, file, run)
     target = target_of(file, out)
-    folder.check_target(target, overwrite=overwrite, kind=RETRAINED)
+    if resume and overwrite:
+        raise ValueError("--resume goes on and --overwrite starts anew: give one of the two")
     ended = load_run(folder_of_run)
     step = step_of(folder_of_run, start, ended.facts.steps_per_epoch)
     begun = load_run(folder_of_run, step)
@@ -102,6 +117,20 @@ def retrain(
     }
     given = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(ended.config, **given)
+    request = {
+        "ticket": digest(ticket.masks),
+        "run": str(folder_of_run.resolve()),
+        "from": start,
+        "config": config.to_json(),
+    }
+    unfinished = Unfinished(target)
+    if resume and not unfinished.place.exists() and is_retrained(target):
+        return files.read_json(target / run_files.RESULT)
+    goes_on = unfinished.check(request, resume=resume, overwrite=overwrite)
+    # What is replaced at the end was agreed upon when it began.
+    replaces = files.read_json(unfinished.place / REQUEST)["overwrite"] if goes_on else overwrite
+    ours: dict[str, Any] = {"kind": RETRAINED, "own": run_files.RETRAINED_FILES}
+    folder.check_target(target, overwrite=replaces, **ours)
     began = time.monotonic()
 
     head: list[str] = []
@@ -110,6 +139,7 @@ def retrain(
         source, facts = ended.facts.load(data_dir), ended.facts
         trained, own = begun._replace(config=config), ticket
     else:
+        assert config.dataset is not None
         where = Where(data_dir or ended.facts.data_dir)
         source = data.load(config.dataset, data_dir=where.data_dir, image_size=config.image_size)
         facts = DataFacts.of(source, config, where)
@@ -119,7 +149,16 @@ def retrain(
     training, held_part = facts.split(source)
     held = on_one_device(held_part, source, config)
     evaluate = make_evaluate(trained.network())
-    state, history = _train(trained, masks, training, held, evaluate, progress)
+    with locked(unfinished.place):
+        if not goes_on:
+            unfinished.begin({**request, "overwrite": overwrite})
+        try:
+            state, history, earlier = _train(
+                trained, masks, training, held, evaluate, progress, unfinished, goes_on, command
+            )
+        except FloatingPointError:
+            unfinished.remove()
+            raise
 
     test = on_one_device(source.test_part(), source, config)
     measured = {}
@@ -146,14 +185,15 @@ def retrain(
         **measured,
         "epochs": history,
         "steps": int(state.step),
-        "seconds": time.monotonic() - began,
+        "seconds": earlier + time.monotonic() - began,
         "command": command,
         "versions": provenance.versions(),
         "machine": provenance.machine(),
     }
-    with folder.written_at_once(target, overwrite=overwrite, kind=RETRAINED) as part:
+    with folder.written_at_once(target, overwrite=replaces, **ours) as part:
         write_weights(part / NAME, state.params, state.stats)
         files.write_json(part / run_files.RESULT, result)
+    unfinished.remove()
     return result
 
 
@@ -190,28 +230,57 @@ def _train(
     held: Rows,
     evaluate: Callable[[Any, Any, Iterable[Batch]], tuple[float, float]],
     progress: Progress,
-) -> tuple[TrainState, list[dict[str, Any]]]:
-    """Trains under masks; returns the last state and a line an epoch."""
+    unfinished: Unfinished,
+    goes_on: bool,
+    command: str,
+) -> tuple[TrainState, list[dict[str, Any]], float]:
+    """Trains under masks; returns the last state, a line an epoch, and the time of earlier starts.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+        Interrupted: a signal came; a checkpoint was written.
+    """
     config, per_epoch, mesh = trained.config, trained.facts.steps_per_epoch, make_mesh("one")
     tx = make_retraining(config, config.epochs * per_epoch, masks)
     state = placed_state(dl.project(trained.params, masks), trained.stats, tx, mesh)
-    history = []
-    progress.begin(0)
-    with contextlib.closing(make_feed(training, config, mesh)) as feed:
+    history: list[dict[str, Any]] = []
+    earlier, began, steps = 0.0, time.monotonic(), config.epochs * per_epoch
+    with contextlib.ExitStack() as stack:
+        feed = stack.enter_context(contextlib.closing(make_feed(training, config, mesh)))
+        if goes_on and (found := unfinished.restore(state, progress)):
+            (state, _, earlier, position, *_), history = found
+            feed.set_state(position)
+        signals = stack.enter_context(Signals())
+        kept = stack.enter_context(unfinished.keeping())
         take = make_step(trained.network(), tx, feed.pick, skip=config.nonfinite == "skip")
         stepper = Stepper(take, feed, state)
-        for epoch in range(1, config.epochs + 1):
-            state = stepper.advance(per_epoch)
-            accuracy, held_loss = evaluate(state.params, state.stats, held)
-            loss, bad = state.mean_loss()
-            if bad >= 0 or not math.isfinite(loss + held_loss):
-                at = bad if bad >= 0 else stepper.step
-                raise FloatingPointError(
-                    f"the loss is not finite at step {at} of the retraining; nothing was written. "
-                    f"Try a smaller --learning-rate than {config.learning_rate:g}"
+        progress.begin(stepper.step)
+        while stepper.step < steps:
+            state, step = stepper.advance(), stepper.step
+            stopping = signals.received
+            if step % per_epoch == 0:
+                accuracy, held_loss = evaluate(state.params, state.stats, held)
+                loss, bad = state.mean_loss()
+                if bad >= 0 or not math.isfinite(loss + held_loss):
+                    at = bad if bad >= 0 else step
+                    raise FloatingPointError(
+                        f"the loss is not finite at step {at} of the retraining; nothing was "
+                        "written. Try a smaller --learning-rate than "
+                        f"{config.learning_rate:g}"
+                    )
+                epoch = step // per_epoch
+                line = {"step": step, "epoch": epoch, "loss": loss, "accuracy": accuracy}
+                history.append(line)
+                stepper.state = state = state.recorded()
+                progress.epoch(line, config.epochs)
+            if step < steps and (stopping or step % per_epoch == 0):
+                seconds = earlier + time.monotonic() - began
+                kept.save(snapshot_of(state, history, seconds, feed.get_state()))
+            if stopping and step < steps:
+                kept.wait()
+                raise Interrupted(
+                    f"stopped at step {step} of {steps} of the retraining; go on with: "
+                    f"{resuming(command)}",
+                    stopping,
                 )
-            line = {"step": stepper.step, "epoch": epoch, "loss": loss, "accuracy": accuracy}
-            history.append(line)
-            progress.epoch(line, config.epochs)
-            stepper.state = state.recorded()
-    return stepper.state, history
+    return stepper.state, history, earlier

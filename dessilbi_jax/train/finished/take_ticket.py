@@ -79,6 +79,7 @@ def take_ticket(
         raise FileExistsError(f"{file} is a folder: give a file with --out")
     if file.exists() and not overwrite:
         raise FileExistsError(f"{file} is there already: replace it with --overwrite or give --out")
+    files.check_own(file, "ticket")
     path = dl.SolutionPath.load(run / run_files.PATH)
     config, params, groups = trained.config, trained.params, trained.channels()
     asked = dict(size or {})

@@ -23,6 +23,7 @@ from dessilbi_jax.train.devices.mesh import make_mesh
 from dessilbi_jax.train.feeds import Rows, evaluation_size
 from dessilbi_jax.train.optim import trace_channels
 from dessilbi_jax.train.run_folder import folder
+from dessilbi_jax.train.run_folder.checkpoints import load_params, newest
 from dessilbi_jax.train.run_folder.weights import NAME, checkpoints, read_weights
 from dessilbi_jax.train.step import Network, split_network
 from dessilbi_jax.tree import leaf_paths
@@ -109,13 +110,26 @@ def read_run(run: Path) -> RunFacts:
 def load_run(run: Path, step: int | None = None) -> Trained:
     """Returns a run's network, by default as it is at the last step kept.
 
+    That is the end of a finished run, else the newest of its checkpoints and of the weights that
+    it keeps.
+
     Raises:
-        FileNotFoundError: the folder holds no run, or no parameters.
+        FileNotFoundError: the folder holds no run, or no parameters but those of the start.
         ValueError: a file is damaged.
     """
     preset, config, facts = read_run(run)
     kept = checkpoints(run)
-    params, stats = kept.load(max(kept) if step is None else step)
+    last = max(kept) if step is None else step
+    if step is None and not (run / run_files.RESULT).exists():
+        found = newest(run / run_files.CHECKPOINTS)
+        if found is None and last == 0:
+            raise FileNotFoundError(
+                f"the run in {run} has no finished checkpoint, only the weights it began with: go "
+                f"on with it, dessilbi train --resume --out {run}"
+            )
+        if found is not None and int(found.name) > last:
+            return Trained(run, preset, config, facts, *load_params(run), None)
+    params, stats = kept.load(last)
     return Trained(run, preset, config, facts, params, stats, None)
 
 

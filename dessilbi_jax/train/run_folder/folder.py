@@ -6,15 +6,18 @@ writes. Nothing else is ever deleted.
 
 import contextlib
 import datetime
-import shutil
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from dessilbi_jax.files import new_folder, read_json, write_json
 from dessilbi_jax.provenance import machine, versions
-from dessilbi_jax.run_files import CONFIG, LOCK, OURS, RESULT, UNFINISHED, WEIGHTS
+from dessilbi_jax.run_files import CONFIG, LOCK, RESULT, UNFINISHED, WEIGHTS, WRITTEN
 from dessilbi_jax.train.config import TrainConfig, differences
+from dessilbi_jax.train.run_folder.owned import foreign, remove_own
+
+_CLEARED = re.compile(rf"(?!{re.escape(LOCK)}$)({WRITTEN.pattern})")
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -67,9 +70,9 @@ def check(
     found = [name for name in found if name != LOCK and name not in unfinished]
     if not found:
         return "new"
-    foreign = [name for name in found if name not in OURS]
-    if CONFIG not in found or foreign:
-        named = ", ".join((foreign or found)[:3])
+    others = foreign(run, WRITTEN)
+    if CONFIG not in found or others:
+        named = ", ".join((others or found)[:3])
         raise FileExistsError(
             f"{run} holds files that are not of a run ({named}); none is deleted: give another "
             "folder with --out"
@@ -91,6 +94,8 @@ def start(
     command: str,
     data: dict[str, Any],
     mesh: str = "data=1",
+    options: Mapping[str, Any] | None = None,
+    order: Sequence[str] = (),
 ) -> None:
     """Makes the folder of a new run, cleared of the run that `check` found there.
 
@@ -101,18 +106,15 @@ def start(
         command: how it was called.
         data: what `DataFacts.to_json` says of its data.
         mesh: the devices it runs on.
+        options: what else it was called with, so that it can be resumed with nothing but its
+            folder.
+        order: the parameters' paths in the order in which the network uses them.
     """
     run.mkdir(parents=True, exist_ok=True)
     # config.json goes last, so that a folder half cleared is still known for what it is, and
-    # result.json first, so that it is not taken for a finished run.
-    last = {RESULT: -1, CONFIG: 1}
-    for file in sorted(run.iterdir(), key=lambda file: last.get(file.name, 0)):
-        if file.name == LOCK:
-            continue
-        if file.is_dir() and not file.is_symlink():
-            shutil.rmtree(file)
-        else:
-            file.unlink()
+    # result.json first, so that it is not taken for a finished run. The lock stays.
+    (run / RESULT).unlink(missing_ok=True)
+    remove_own(run, _CLEARED, last=[CONFIG])
     write_json(
         run / CONFIG,
         {
@@ -121,6 +123,8 @@ def start(
             "command": command,
             "data": data,
             "mesh": mesh,
+            "options": dict(options or {}),
+            "order": list(order),
             "versions": versions(),
             "machine": machine(),
             "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -159,7 +163,7 @@ def tidy(run: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_at_once(target: Path, *, overwrite: bool, kind: str) -> Iterator[Path]:
+def written_at_once(target: Path, *, overwrite: bool, kind: str, own: str) -> Iterator[Path]:
     """Context that gives a new folder to write to, which becomes `target` at its end.
 
     On any error nothing of it is left, and what was at `target` stays.
@@ -168,6 +172,8 @@ def written_at_once(target: Path, *, overwrite: bool, kind: str) -> Iterator[Pat
         target: the folder to make.
         overwrite: whether a folder that is there may be replaced.
         kind: what result.json of a folder that may be replaced says it is.
+        own: what the paths of its files match, as a regular expression; a folder that holds
+            anything else is not replaced.
 
     Raises:
         FileExistsError: `target` is there, and may not be replaced or is something else.
@@ -176,17 +182,19 @@ def written_at_once(target: Path, *, overwrite: bool, kind: str) -> Iterator[Pat
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as there:
-        ...     with written_at_once(Path(there, "a"), overwrite=False, kind="note") as part:
+        ...     target = Path(there, "a")
+        ...     with written_at_once(target, overwrite=False, kind="note", own="text") as part:
         ...         _ = (part / "text").write_text("whole")
         ...     print([file.name for file in Path(there).rglob("*")])
         ['a', 'text']
     """
-    check_target(target, overwrite=overwrite, kind=kind)
+    check_target(target, overwrite=overwrite, kind=kind, own=own)
     with new_folder(target) as part:
         yield part
+        check_target(target, overwrite=overwrite, kind=kind, own=own)  # once more, before the move
 
 
-def check_target(target: Path, *, overwrite: bool, kind: str) -> None:
+def check_target(target: Path, *, overwrite: bool, kind: str, own: str) -> None:
     """Raises unless `written_at_once` may write there; changes nothing.
 
     Raises:
@@ -200,4 +208,9 @@ def check_target(target: Path, *, overwrite: bool, kind: str) -> None:
     if not overwrite:
         raise FileExistsError(
             f"{target} is there already: replace it with --overwrite or give --out"
+        )
+    if others := foreign(target, re.compile(own)):
+        raise FileExistsError(
+            f"{target} holds files that this command did not write ({', '.join(others[:3])}); none "
+            "is deleted: move them, or give --out"
         )

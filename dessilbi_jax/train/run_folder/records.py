@@ -1,24 +1,19 @@
 """What is kept of a run as it goes: metrics.jsonl, path.npz and norms.npz."""
 
 import dataclasses
-import io
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import dessilbi_jax as dl
 from dessilbi_jax import files, run_files
 from dessilbi_jax.run_files import Record
 from dessilbi_jax.train.devices import processes
-from dessilbi_jax.tree import leaf_paths, to_host
+from dessilbi_jax.train.run_folder.norm_sample import NormSample
 
-SAMPLED = 48  # groups of a leaf whose norms are followed
 FILES = (run_files.METRICS, run_files.PATH, run_files.NORMS)
 
 
@@ -29,6 +24,7 @@ def record_steps(steps_per_epoch: int, epochs: int, records_per_epoch: int) -> f
         >>> sorted(record_steps(30, 2, 2))
         [1, 3, 9, 15, 27, 30, 45, 60]
     """
+    records_per_epoch = min(records_per_epoch, steps_per_epoch)  # more would be the same steps
     early = {3**k for k in range(math.ceil(math.log(steps_per_epoch + 1, 3)))}
     even = {
         round(steps_per_epoch * k / records_per_epoch)
@@ -55,10 +51,7 @@ class Records:
         self.run = run
         self.path = dl.SolutionPath()
         self.lines: list[Record] = []
-        self._seed = seed
-        self._index: dict[str, np.ndarray] = {}
-        self._w: dict[str, list[np.ndarray]] = {}
-        self._gamma: dict[str, list[np.ndarray]] = {}
+        self._norms = NormSample(seed)
         self._text = b""
 
     def add(self, record: Record, seen: tuple[Any, Any] | None) -> Record:
@@ -74,9 +67,8 @@ class Records:
             metrics = {name: record.number(name) for name in names}
             self.path.record(record.step, seen[1], **metrics)
         record = dataclasses.replace(record, density=float(self.path.density()[-1]))
-        for name, w, gamma in [] if seen is None else self._norms(*seen):
-            self._w.setdefault(name, []).append(w)
-            self._gamma.setdefault(name, []).append(gamma)
+        if seen is not None:
+            self._norms.add(self.path, *seen)
         text = (json.dumps(record.to_json(), allow_nan=False) + "\n").encode()
         if processes.is_first():
             with (self.run / run_files.METRICS).open("ab") as stream:
@@ -87,33 +79,9 @@ class Records:
 
     def grow(self, opt_state: Any, plan: dl.Plan) -> None:
         """Goes on with a network that has grown; followed are the groups that were before."""
-        for name, index in self._index.items():
-            units = self.path.groups[name]
-            grid, places = plan.cells(name, units)
-            at = np.unravel_index(index, units)
-            moved = tuple(place[i] for place, i in zip(places, at, strict=True))
-            self._index[name] = np.ravel_multi_index(moved, grid)
+        before = self.path.groups
         self.path.grow(opt_state, plan)
-
-    def _norms(self, params: Any, opt_state: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """Returns name, ‖W_g‖ and ‖Γ_g‖ of the sampled groups of each structured leaf."""
-        if not self._index:
-            for i, (name, units) in enumerate(self.path.groups.items()):
-                count = math.prod(units)
-                chosen = np.random.default_rng([self._seed, i]).permutation(count)[:SAMPLED]
-                self._index[name] = np.sort(chosen)
-        w = dict(leaf_paths(params))
-        gamma = dict(leaf_paths(dl.gamma(opt_state, params)))
-        return to_host(
-            [
-                (
-                    name,
-                    group_norms(w[name], units)[self._index[name]],
-                    group_norms(gamma[name], units)[self._index[name]],
-                )
-                for name, units in self.path.groups.items()
-            ]
-        )
+        self._norms.grow(before, plan, self.path)
 
     def skipped(self, step: int) -> int:
         """Returns how many steps had been skipped by a step that was recorded, 0 before any."""
@@ -124,15 +92,7 @@ class Records:
         if not processes.is_first():
             return
         self.path.save(self.run / run_files.PATH)
-        arrays: dict[str, np.ndarray] = {"steps": self.path.steps}
-        for i, (name, index) in enumerate(self._index.items()):
-            arrays[f"leaf_{i}_name"] = np.array(name)
-            arrays[f"leaf_{i}_index"] = index
-            arrays[f"leaf_{i}_w"] = np.stack(self._w[name])
-            arrays[f"leaf_{i}_gamma"] = np.stack(self._gamma[name])
-        stream = io.BytesIO()
-        np.savez(stream, allow_pickle=False, **arrays)
-        files.write_atomically(self.run / run_files.NORMS, stream.getvalue())
+        files.write_atomically(self.run / run_files.NORMS, self._norms.to_bytes(self.path.steps))
 
     def content(self) -> dict[str, bytes]:
         """Returns the three files as they are after `save`, by name: what a checkpoint keeps."""
@@ -157,12 +117,7 @@ class Records:
         self._text = content[run_files.METRICS]
         self.lines = [Record.from_json(json.loads(line)) for line in self._text.splitlines()]
         self.path = dl.SolutionPath.load(self.run / run_files.PATH)
-        with np.load(io.BytesIO(content[run_files.NORMS]), allow_pickle=False) as arrays:
-            for i in range(sum(name.endswith("_name") for name in arrays.files)):
-                name = str(arrays[f"leaf_{i}_name"])
-                self._index[name] = arrays[f"leaf_{i}_index"]
-                self._w[name] = list(arrays[f"leaf_{i}_w"])
-                self._gamma[name] = list(arrays[f"leaf_{i}_gamma"])
+        self._norms.restore(content[run_files.NORMS], self.path)
 
     def _put_back(self, content: dict[str, bytes]) -> None:
         """Writes the files as `content` has them, or removes them."""
@@ -185,23 +140,3 @@ class Records:
         except Exception as error:  # whatever zip and NumPy make of damaged bytes
             return f"{file} is damaged ({type(error).__name__})"
         return None
-
-
-@partial(jax.jit, static_argnames="units")
-def group_norms(leaf: jax.Array, units: tuple[int, ...]) -> jax.Array:
-    """Returns the norms [groups] of a leaf's groups, in the order of the flattened `units`.
-
-    Args:
-        leaf: an array.
-        units: the shape of its groups: along each axis a divisor of the leaf's size.
-
-    Example:
-        >>> group_norms(jnp.array([[3.0, 1.0], [4.0, 0.0]]), (1, 2)).tolist()
-        [5.0, 1.0]
-    """
-    blocks: list[int] = []
-    for size, count in zip(leaf.shape, units, strict=True):
-        blocks += [count, size // count]
-    inner = tuple(range(1, 2 * leaf.ndim, 2))
-    squares = jnp.square(leaf.astype(jnp.float32)).reshape(blocks)
-    return jnp.sqrt(squares.sum(axis=inner)).reshape(-1)

@@ -1,7 +1,9 @@
 import collections
 import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +107,53 @@ def test_retraining_is_the_same_bit_for_bit_with_the_same_seed(ticket_file, retr
     train.retrain(ticket_file, out=tmp_path / "again", **options)
     again = (tmp_path / "again" / "weights.safetensors").read_bytes()
     assert (retrained / "weights.safetensors").read_bytes() == again
+
+
+class Signalled(Quiet):
+    """Sends a signal when an epoch has ended."""
+
+    def __init__(self, signum):
+        super().__init__()
+        self._signum = signum
+
+    def epoch(self, line, epochs):
+        os.kill(os.getpid(), self._signum)
+
+
+def test_a_retraining_is_resumed_as_if_it_had_not_been_stopped(ticket_file, retrained, tmp_path):
+    out = tmp_path / "again"
+    options = {"start": "2", "epochs": 2, "seed": 5, "out": out}
+    with pytest.raises(train.Interrupted, match="stopped at step 21 of 40") as caught:
+        train.retrain(ticket_file, progress=Signalled(signal.SIGHUP), **options)
+    assert caught.value.signum == signal.SIGHUP
+    assert [f.name for f in tmp_path.iterdir()] == ["again.unfinished"]
+    with pytest.raises(FileExistsError, match="go on with --resume, or start it anew"):
+        train.retrain(ticket_file, progress=Quiet(), **options)
+    with pytest.raises(ValueError, match="had from='2', now 'init': resume it with its own"):
+        train.retrain(ticket_file, resume=True, **{**options, "start": "init"})
+    result = train.retrain(ticket_file, resume=True, progress=Quiet(), **options)
+    assert (retrained / "weights.safetensors").read_bytes() == (
+        out / "weights.safetensors"
+    ).read_bytes()
+    assert result["epochs"] == result_of(retrained)["epochs"]
+    assert [f.name for f in tmp_path.iterdir()] == ["again"]
+    assert train.retrain(ticket_file, resume=True, **options) == result
+
+
+def test_a_run_without_a_finished_checkpoint_is_not_measured(channel_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(channel_run, run)
+    (run / "result.json").unlink()
+    whole = train.evaluate(channel_run)
+    # Of a run that goes on, its newest checkpoint, also where it keeps no weights of that step.
+    for file in (run / "weights").iterdir():
+        if file.name != "0.safetensors":
+            file.unlink()
+    assert train.evaluate(run) == whole
+    shutil.rmtree(run / "checkpoints")
+    for look in (train.evaluate, train.take_ticket):
+        with pytest.raises(FileNotFoundError, match="no finished checkpoint, only the weights it"):
+            look(run)
 
 
 def test_a_loss_that_is_not_finite_leaves_nothing(ticket_file, tmp_path):

@@ -1,11 +1,13 @@
 import dataclasses
 import os
+import re
 
 import pytest
 
-from dessilbi_jax import files
+from dessilbi_jax import files, run_files
 from dessilbi_jax.train import TrainConfig
 from dessilbi_jax.train.run_folder import folder
+from dessilbi_jax.train.run_folder.owned import foreign
 
 CONFIG = TrainConfig(network="lenet300", dataset="digits", epochs=2)
 
@@ -61,13 +63,39 @@ def test_overwrite_deletes_the_run_and_only_when_it_starts(run):
     assert [f.name for f in run.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".git", "src/"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt",
+        ".git",
+        "src/",
+        "weights/mine.safetensors",
+        "retrained/notes.txt",
+        "slim/figure/a.svg",
+        "checkpoints/10/notes.txt",
+        "retrained.unfinished/notes.txt",
+    ],
+)
 def test_overwrite_refuses_a_folder_with_anything_else_in_it(run, name):
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
     (run / name).mkdir() if name.endswith("/") else (run / name).write_text("mine")
     before = contents(run)
-    with pytest.raises(FileExistsError, match=rf"not of a run \({name.strip('/')}\); none is del"):
+    with pytest.raises(FileExistsError, match=rf"not of a run \({name}\); none is del"):
         check(run, overwrite=True)
     assert contents(run) == before
+    # Also where it appears after the check, only what a run wrote is deleted.
+    folder.start(run, CONFIG, preset="demo", command="", data={})
+    assert sorted(f.name for f in run.iterdir()) == sorted(["config.json", name.split("/")[0]])
+    assert name.endswith("/") or (run / name).read_text() == "mine"
+
+
+def test_all_that_a_run_writes_is_known(whole, retrained, slimmed):
+    """Of real runs: so that --overwrite neither stops at a file of theirs nor leaves one."""
+    assert foreign(whole[0], run_files.WRITTEN) == []
+    for place, own in (
+        (retrained, run_files.RETRAINED_FILES), (slimmed, run_files.SLIM_FILES),
+    ):  # fmt: skip
+        assert foreign(place, re.compile(own)) == []
 
 
 def test_overwrite_refuses_a_folder_that_is_no_run(tmp_path):
