@@ -57,6 +57,16 @@ class Groups:
         out[self.firsts] = True
         return out.reshape(self.cells)
 
+    def shrunk_on_host(self, v: np.ndarray) -> np.ndarray:
+        """`prox` by NumPy, for single questions to a path: they would compile for each shape."""
+        if self.joint is None and self.cells == self.shape:
+            return v - np.clip(v, -1, 1)
+        cells = np.asarray(self.joint or range(math.prod(self.cells))).reshape(self.cells)
+        for axis, (n, c) in enumerate(zip(self.shape, self.cells, strict=True)):
+            cells = np.repeat(cells, n // c, axis=axis)
+        norm = np.sqrt(np.bincount(cells.reshape(-1), (v**2).reshape(-1)))[cells]
+        return np.where(norm > 1, v * (1 - 1 / np.where(norm > 1, norm, 2)), 0).astype(v.dtype)
+
     def norms(self, v: jax.Array) -> jax.Array:
         """‖V_g‖ of the group of every cell, shape `cells`."""
         return group_norms([self.cells], [self.joint], [v])[0]

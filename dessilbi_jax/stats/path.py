@@ -79,6 +79,7 @@ class Trace(NamedTuple):
         entry_times: when the group of each cell first entered, inf if it did not; shape `cells`.
         entry_signs: signs of V at that moment, 0 if it did not come; shape of Γ.
         t0: the first entry.
+        scores: ‖V_g‖/t of the group of each cell at the stop, for those that did not enter.
         end: (u, V, Γ) at the stop.
         stop_time: when it stopped: the time of the last snapshot, or earlier.
         n_iter: steps made.
@@ -91,6 +92,7 @@ class Trace(NamedTuple):
     entry_times: jax.Array
     entry_signs: jax.Array
     t0: jax.Array
+    scores: jax.Array
     end: tuple[Tree, jax.Array, jax.Array]
     stop_time: jax.Array
     n_iter: jax.Array
@@ -197,9 +199,10 @@ def follow(
     # What is left of the way to the last snapshot, less than a step: a group may enter there.
     rest = jnp.where(last.going, jnp.maximum(ts[-1] - time(last), 0), 0)
     final = step(last, rest, jnp.zeros((), jnp.int32))
+    stop = time(last) + rest
     return Trace(
         ts, us, vs, jax.vmap(shrunk)(vs), final.entry, final.signs, t0,
-        (final.u, final.v, shrunk(final.v)), time(last) + rest, last.steps,
+        penalty.norms(final.v) / stop, (final.u, final.v, shrunk(final.v)), stop, last.steps,
     )  # fmt: skip
 
 
@@ -269,7 +272,7 @@ def ranking(penalty: Groups, trace: Trace) -> np.ndarray:
 
     Groups are counted in the order of their numbers, or of their cells.
     """
-    firsts = penalty.firsts
-    times = np.asarray(trace.entry_times).reshape(-1)[firsts]
-    norms = np.asarray(penalty.norms(jnp.asarray(trace.end[1]))).reshape(-1)[firsts]
-    return np.lexsort((-norms, times))
+    times, scores = (
+        np.asarray(x).reshape(-1)[penalty.firsts] for x in (trace.entry_times, trace.scores)
+    )
+    return np.lexsort((-scores, times))
