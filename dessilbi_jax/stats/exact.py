@@ -87,7 +87,7 @@ def _knots(X: np.ndarray, y: np.ndarray, limits: Limits) -> list[tuple[float, An
     least = _TOLERANCE * np.abs(slopes).max(initial=0)
     if np.linalg.norm(slopes, np.inf) <= 1e-14 * np.linalg.norm(y):
         return [(1.0, beta, rho)]
-    out = []
+    out: list[tuple[float, Any, Any]] = []
     while len(out) < limits.max_iter:
         moves = (beta == 0) & (np.abs(slopes) > least)
         # One that stands at its bound and is pushed against it has β ≠ 0: rounding, if not.
@@ -95,7 +95,7 @@ def _knots(X: np.ndarray, y: np.ndarray, limits: Limits) -> list[tuple[float, An
         way = np.full(p, np.inf)
         way[moves] = (np.sign(slopes[moves]) - rho[moves]) / slopes[moves]
         step = way.min(initial=np.inf)
-        if not t + step <= end:
+        if not (np.isfinite(step) and t + step <= end):
             if np.isfinite(end) and out:
                 rho = np.where(moves, rho + (end - t) * slopes, rho)
                 out.append((end, beta, rho))
