@@ -59,7 +59,7 @@ def iss_path(
         >>> X, y = load_diabetes(return_X_y=True)
         >>> path = iss_path(X, y, standardize_y=False)
         >>> path.ts[:3].round(8)
-        array([0.02214348, 0.02364041, 0.04642029])
+        array([0.02214348, 0.02364047, 0.04642083])
     """
     limits = Limits(
         t_max=t_max, max_support=max_support, until_all_entered=until_all_entered,

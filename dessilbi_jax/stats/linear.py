@@ -18,7 +18,7 @@ from dessilbi_jax.stats.losses import Loss
 from dessilbi_jax.stats.path import Trace
 from dessilbi_jax.stats.precision import padded_size, precision_of
 from dessilbi_jax.stats.problem import MAX_ITER, Problem, group_numbers, read
-from dessilbi_jax.stats.result import PathResult
+from dessilbi_jax.stats.result import PathResult, predicted
 
 # From here on the Gram matrix no longer fits the caches, and reading only the rows of Γ's support
 # saves more than the detour costs.
@@ -229,9 +229,10 @@ def lbi_path(
     )  # fmt: skip
     limits = Limits(ts, nt, ratio, t_max, max_support, until_all_entered, max_iter)
     out = follow(problem, kappa, alpha, groups, limits, gram)
+    tell_early(out, limits)
     capped = (ts, t_max, max_support) != (None, None, None)
     if problem.classes is not None and not capped:
-        _tell_separation(problem, X, out)
+        tell_separation(problem, X, out)
     return out
 
 
@@ -388,17 +389,24 @@ def tell_unfinished(trace: Trace, limits: Limits) -> None:
         )
 
 
-def _tell_separation(problem: Problem, X: Any, out: PathResult) -> None:
+def tell_early(out: PathResult, limits: Limits) -> None:
+    """Raises where a path was to end before anything enters."""
+    if limits.t_max is not None and limits.t_max < out.ts[0]:
+        raise ValueError(
+            f"the path ends at t_max={limits.t_max:.6g}, before the first entry at "
+            f"t={out.ts[0]:.6g}; nothing is selected there: give a later t_max"
+        )
+
+
+def tell_separation(problem: Problem, X: Any, out: PathResult) -> None:
     """Warns where a plane separates the classes, so that coefficients have no limit."""
-    n = problem.y.shape[-1]
-    eta = np.stack([X @ out.coefs[..., k].T for k in range(out.coefs.shape[-1])], -1)
-    eta = eta + (out.intercepts if eta.ndim == 2 else out.intercepts[None])
-    if eta.ndim == 2:
-        right = (problem.y[:, None] * eta > 0)[problem.w > 0]
+    eta = predicted(X, out.coefs, out.intercepts)
+    if problem.loss is losses.BINOMIAL:
+        right = problem.y[:, None] * eta > 0
     else:
-        truth = problem.y.argmax(axis=0)
-        other = np.where(problem.y.T[..., None] > 0, -np.inf, eta).max(axis=1)
-        right = (eta[np.arange(n), truth] > other)[problem.w > 0]
+        truth = problem.y[..., None] > 0
+        right = np.where(truth, eta, -np.inf).max(0) > np.where(truth, -np.inf, eta).max(0)
+    right = right[problem.w > 0]
     apart = right.all(axis=0)
     if apart.any():
         warnings.warn(

@@ -135,7 +135,7 @@ def follow(
         kappa, alpha: κ and the length of a step, α; see `step_length`.
         weights: w > 0, one for all or in the shape of Γ; the same within a group.
         ts: times of the snapshots, in order, also before the first entry. None: `nt` of them,
-            t₀·ratio^{k/(nt − 1)} or, with a finite `t_max`, from t₀ to it.
+            t₀·ratio^{k/(nt − 1)} or, with a finite `t_max`, from t₀ to it (t₀ if it is earlier).
         nt, ratio, t_max: see `ts`.
         max_support: stop once so many groups are in Γ.
         max_entered: stop once so many groups have ever entered.
@@ -163,7 +163,7 @@ def follow(
     opens = steepest > floor
     t0 = jnp.where(opens, 1 / jnp.where(opens, steepest, 1), 1)
     if ts is None:
-        end = jnp.where(jnp.isfinite(t_max), t_max, t0 * ratio)
+        end = jnp.where(jnp.isfinite(t_max), jnp.maximum(t_max, t0), t0 * ratio)
         ts = t0 * (end / t0) ** jnp.linspace(0, 1, nt, dtype=real)
         ts = ts.at[-1].set(end)
     ts = ts.astype(real)
@@ -245,17 +245,8 @@ def step_length(kappa: float, bound: float, alpha: float | None = None) -> float
 
 
 def finished(trace: Trace) -> Trace:
-    """A trace of one path as NumPy arrays; snapshots end at the stop, whose state is the last.
-
-    Raises:
-        ValueError: if its last time lies before the first entry, t₀.
-    """
+    """A trace of one path as NumPy arrays; snapshots end at the stop, whose state is the last."""
     trace = jax.tree.map(np.asarray, trace)
-    if trace.ts[-1] < trace.t0:
-        raise ValueError(
-            f"the path ends at t_max={trace.ts[-1]:.6g}, before the first entry at "
-            f"t={trace.t0:.6g}; nothing is selected there: give a later t_max"
-        )
     if trace.stop_time >= trace.ts[-1]:
         return trace
     kept = trace.ts < trace.stop_time

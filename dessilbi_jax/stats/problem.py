@@ -126,17 +126,17 @@ def coded(
     return (np.arange(len(classes))[:, None] == index).astype(np.float64), 0.0, 1.0, classes
 
 
-def group_numbers(groups: Any, p: int) -> np.ndarray | None:
-    """A number 0, 1, … for each of p columns from labels, in the order of the labels.
+def group_numbers(groups: Any, p: int, of: str = "columns of X") -> np.ndarray | None:
+    """A number 0, 1, … for each of p columns or rows from labels, in the order of the labels.
 
     Raises:
-        ValueError: there is not one label for each column.
+        ValueError: there is not one label for each.
     """
     if groups is None:
         return None
     labels = np.asarray(groups)
     if labels.shape != (p,):
         raise ValueError(
-            f"groups must give one label for each of the {p} columns of X, got shape {labels.shape}"
+            f"groups must give one label for each of the {p} {of}, got shape {labels.shape}"
         )
     return np.unique(labels, return_inverse=True)[1]

@@ -137,6 +137,18 @@ class ExactPath(PathResult):
         return max(int(np.searchsorted(self.ts, t, side="right")) - 1, 0)
 
 
+def predicted(X: Any, coefs: np.ndarray, intercepts: np.ndarray) -> np.ndarray:
+    """η at each snapshot, (n, T) or (C, n, T).
+
+    Args:
+        X: (n, p), dense or sparse, as given.
+        coefs, intercepts: of a path.
+    """
+    rows = coefs if coefs.ndim > 2 else coefs[None]
+    eta = np.stack([np.asarray(X @ row) for row in rows])
+    return (eta if coefs.ndim > 2 else eta[0]) + intercepts[..., None, :]
+
+
 def bic(deviance: np.ndarray, df: np.ndarray, n: float, per_df: float | None = None) -> np.ndarray:
     """Deviance + log n · df of each snapshot; inf where df reaches n/2, which fits anything.
 
