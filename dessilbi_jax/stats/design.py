@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import linalg as sparse_linalg
 
-from dessilbi_jax.stats.precision import padded_size
+from dessilbi_jax.stats.precision import LEAST_ROWS, padded_size
 
 HostMatrix: TypeAlias = Any  # np.ndarray, or a sparse matrix in CSR form
 
@@ -166,7 +166,7 @@ class Columns:
     def on_device(self, shift: np.ndarray, inv: np.ndarray, dtype: Any) -> Design:
         """The design for the driver, its sizes padded by zeros; shift and inv may be stacks."""
         n, p = self.x.shape
-        rows, columns = padded_size(n), padded_size(p)
+        rows, columns = padded_size(n, LEAST_ROWS), padded_size(p)
         x = (
             entries(self.x, dtype, (rows, columns))
             if sparse.issparse(self.x)
@@ -179,8 +179,9 @@ class Columns:
 def top_eigenvalue(matrix: Any) -> float:
     """The largest eigenvalue of a symmetric matrix, or a linear operator, of no negative ones."""
     p = matrix.shape[0]
-    if isinstance(matrix, np.ndarray) and p <= 512:
-        return float(max(np.linalg.eigvalsh(matrix)[-1], 0))
+    if p <= 512 and not isinstance(matrix, sparse_linalg.LinearOperator):
+        dense = matrix.toarray() if sparse.issparse(matrix) else matrix
+        return float(max(np.linalg.eigvalsh(dense)[-1], 0))
     start = np.random.default_rng(0).standard_normal(p)  # the same result every time
     return float(
         sparse_linalg.eigsh(matrix, k=1, which="LA", v0=start, return_eigenvectors=False)[0]
@@ -195,7 +196,7 @@ def padded(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def entries(x: HostMatrix, dtype: Any, shape: tuple[int, int]) -> Entries:
     """A sparse matrix for the driver, padded to a shape and in its number of entries."""
     coo = sparse.coo_array(x)
-    size = padded_size(max(coo.nnz, 1))
+    size = max(1024, 1 << (coo.nnz - 1).bit_length())
     index = [padded(part.astype(np.int32), (size,)) for part in coo.coords]
     value = padded(coo.data.astype(dtype), (size,))
     ends = (np.zeros(length, np.int8) for length in shape)

@@ -23,7 +23,7 @@ from dessilbi_jax.stats.linear import (
     start_of,
 )
 from dessilbi_jax.stats.losses import GAUSSIAN
-from dessilbi_jax.stats.precision import padded_size, precision_of
+from dessilbi_jax.stats.precision import LEAST_ROWS, padded_size, precision_of
 from dessilbi_jax.stats.problem import Problem
 
 # Matrices of this size still fit the caches; larger ones are better shared.
@@ -78,7 +78,7 @@ def follow_folds(
                 problem.columns.square_norm(w, *moment)
                 for w, moment in zip(weights, moments, strict=True)
             ]
-            rows = padded_size(n)
+            rows = padded_size(n, LEAST_ROWS)
             data = Samples(
                 problem.columns.on_device(shift, inv, problem.dtype),
                 padded(problem.y, (*problem.y.shape[:-1], rows)).astype(problem.dtype),

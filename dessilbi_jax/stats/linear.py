@@ -16,7 +16,7 @@ from dessilbi_jax.stats.design import Design, padded, top_eigenvalue
 from dessilbi_jax.stats.groups import Groups
 from dessilbi_jax.stats.losses import Loss
 from dessilbi_jax.stats.path import Trace
-from dessilbi_jax.stats.precision import padded_size, precision_of
+from dessilbi_jax.stats.precision import LEAST_ROWS, padded_size, precision_of
 from dessilbi_jax.stats.problem import MAX_ITER, Problem, group_numbers, read
 from dessilbi_jax.stats.result import PathResult, predicted
 
@@ -277,7 +277,7 @@ def prepared(problem: Problem, w: np.ndarray, by_gram: bool) -> tuple[path.Model
     columns, dtype = problem.columns, problem.dtype
     shift, inv = columns.moments(w)
     n, p = columns.x.shape
-    rows, wide = padded_size(n), padded_size(p)
+    rows, wide = padded_size(n, LEAST_ROWS), padded_size(p)
     if by_gram:
         gram = columns.gram(w, shift, inv)
         cross = columns.slope(w * problem.y, shift, inv)

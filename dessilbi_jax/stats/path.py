@@ -152,10 +152,6 @@ def follow(
         to_u, to_gamma = model.gradients(data, u, shrunk(v))
         return to_u, -to_gamma / weights
 
-    def moved(u: Tree, v: jax.Array, h: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
-        to_u, d = slopes(u, v)
-        return model.project(jax.tree.map(lambda x, g: x - kappa * h * g, u, to_u)), v + h * d, d
-
     _, d = slopes(start, jnp.zeros(penalty.shape, dtype=_dtype(model, data, start, penalty)))
     real = d.dtype
     kappa, alpha = jnp.asarray(kappa, real), jnp.asarray(alpha, real)
@@ -172,7 +168,9 @@ def follow(
         return t0 + s.steps.astype(real) * alpha
 
     def step(s: _State, h: jax.Array, steps: jax.Array) -> _State:
-        u, v, d = moved(s.u, s.v, h)
+        to_u, d = slopes(s.u, s.v)
+        u = model.project(jax.tree.map(lambda x, g: x - kappa * h * g, s.u, to_u))
+        v = s.v + h * d
         new = jnp.isinf(s.entry) & (penalty.norms(v) > 1)
         entry = jnp.where(new, time(s) + jnp.minimum(penalty.crossing(s.v, d), h), s.entry)
         signs = jnp.where(penalty.spread(new), jnp.sign(v), s.signs)
@@ -182,27 +180,30 @@ def follow(
         going = (inside < max_support) & (entered < max_entered) & (steps < max_iter)
         return _State(u, v, steps, entry, signs, going)
 
-    def to(s: _State, t: jax.Array) -> tuple[_State, tuple[Tree, jax.Array]]:
-        s = jax.lax.while_loop(
-            lambda s: (time(s) + alpha <= t) & s.going,
-            lambda s: step(s, alpha, jnp.ones((), s.steps.dtype)),
-            s,
-        )
-        u, v, _ = moved(s.u, s.v, jnp.where(s.going, t - time(s), 0))
-        return s, (u, v)
+    def to(carry: tuple[_State, _State], t: jax.Array) -> tuple[Any, tuple[Tree, Any, Any]]:
+        # Whole steps while they fit, and from there a shorter one that the path does not take: the
+        # snapshot. One loop for both, since all that is in it is compiled once.
+        def ahead(c: tuple[_State, _State, jax.Array]) -> tuple[_State, _State, jax.Array]:
+            s = c[0]
+            whole = (time(s) + alpha <= t) & s.going
+            rest = jnp.where(s.going, t - time(s), 0)
+            there = step(s, jnp.where(whole, alpha, rest), whole.astype(s.steps.dtype))
+            return jax.tree.map(lambda x, y: jnp.where(whole, y, x), s, there), there, whole
+
+        s, there, _ = jax.lax.while_loop(lambda c: c[2], ahead, (*carry, jnp.ones((), bool)))
+        return (s, there), (there.u, there.v, shrunk(there.v))
 
     first = _State(
         start, jnp.where(opens, t0 * d, 0), jnp.zeros((), jnp.int32),
         jnp.full(penalty.cells, jnp.inf, real), jnp.zeros(penalty.shape, real), jnp.ones((), bool),
     )  # fmt: skip
-    last, (us, vs) = jax.lax.scan(to, first, ts)
-    # What is left of the way to the last snapshot, less than a step: a group may enter there.
-    rest = jnp.where(last.going, jnp.maximum(ts[-1] - time(last), 0), 0)
-    final = step(last, rest, jnp.zeros((), jnp.int32))
-    stop = time(last) + rest
+    ends: Any
+    ends, (us, vs, gammas) = jax.lax.scan(to, (first, first), ts)
+    last, final = ends
+    stop = jnp.where(last.going, ts[-1], time(last))
     return Trace(
-        ts, us, vs, jax.vmap(shrunk)(vs), final.entry, final.signs, t0,
-        penalty.norms(final.v) / stop, (final.u, final.v, shrunk(final.v)), stop, last.steps,
+        ts, us, vs, gammas, final.entry, final.signs, t0,
+        penalty.norms(final.v) / stop, (final.u, final.v, gammas[-1]), stop, last.steps,
     )  # fmt: skip
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-_STEPS = 8  # sizes between a power of two and the next
+_SMALL = 128  # up to here compiling costs far more than computing
+LEAST_ROWS = 32  # of a design
+_STEPS = 8  # sizes between a power of two and the next, above
 
 
 @contextlib.contextmanager
@@ -27,18 +29,21 @@ def precision_of(dtype: Any) -> Iterator[None]:
         yield
 
 
-def padded_size(n: int) -> int:
-    """The next of the sizes 8, 16, 18, 20, …, 32, 36, 40, …: at most an eighth more, from 16 on.
+def padded_size(n: int, least: int = 16) -> int:
+    """The next of the sizes 16, 32, 64, 128, 144, 160, …: at most an eighth more, from 128 on.
 
     A path is compiled for its shapes. With rows of weight 0 and columns of zeros, which change
     nothing, folds and small problems share a few of them.
 
+    Args:
+        n: the size.
+        least: the smallest there is, a power of two.
+
     Example:
         >>> from dessilbi_jax.stats.precision import padded_size
-        >>> [padded_size(n) for n in (1, 8, 9, 17, 1000, 1025)]
-        [8, 8, 16, 18, 1024, 1152]
+        >>> [padded_size(n) for n in (1, 17, 33, 1000, 1025)]
+        [16, 32, 64, 1024, 1152]
     """
-    if n <= 2 * _STEPS:
-        return _STEPS if n <= _STEPS else 2 * _STEPS
-    step = max(1, 2 ** (n - 1).bit_length() // (2 * _STEPS))
+    power = max(least, 1 << (n - 1).bit_length())
+    step = power if power <= _SMALL else power // (2 * _STEPS)
     return -(-n // step) * step
