@@ -73,7 +73,7 @@ def read(
         ValueError: as scikit-learn says it: NaN, wrong lengths, no samples; one class.
     """
     loss = losses.family(family)
-    X = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32])
+    X = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="X")
     y = column_or_1d(y, warn=True)
     check_consistent_length(X, y)
     sample_weight = _check_sample_weight(
