@@ -230,7 +230,7 @@ def lbi_path(
     limits = Limits(ts, nt, ratio, t_max, max_support, until_all_entered, max_iter)
     out = follow(problem, kappa, alpha, groups, limits, gram)
     tell_early(out, limits)
-    capped = (ts, t_max, max_support) != (None, None, None)
+    capped = any(end is not None for end in (ts, t_max, max_support))
     if problem.classes is not None and not capped:
         tell_separation(problem, X, out)
     return out

@@ -111,15 +111,15 @@ def coded(
     if len(present) < 2:
         raise ValueError(
             f"This solver needs samples of at least 2 classes in the data, but the data contains "
-            f"only one class: {classes[present[0]]!r}"
+            f"only one class: {classes.tolist()[present[0]]!r}"
         )
     if len(present) < len(classes):
         missing = classes[np.setdiff1d(np.arange(len(classes)), present)]
-        raise ValueError(f"all samples of class {missing[0]!r} have weight zero: leave them out")
+        raise ValueError(f"all samples of class {missing.tolist()[0]!r} have weight zero: leave them out")
     if loss is losses.BINOMIAL:
         if len(classes) > 2:
             raise ValueError(
-                f"family='binomial' is for two classes, got {len(classes)}: {classes[:5]}; "
+                f"family='binomial' is for two classes, got {len(classes)}: {classes.tolist()[:5]}; "
                 "use family='multinomial'"
             )
         return np.where(index == 1, 1.0, -1.0), 0.0, 1.0, classes

@@ -145,4 +145,5 @@ def chosen_t(
         df = (path.coefs != 0).reshape(-1, len(path.ts)).sum(axis=0)
     deviance = deviances(problem, X, path.coefs, path.intercepts)
     score = bic(deviance, df, problem.weight, 2.0 if t == "aic" else None)
-    return float(path.ts[int(np.argmin(score))])
+    # Of equal ones, where the path stands still, the first.
+    return float(path.ts[int(np.argmax(score <= score.min() + 1e-9 * abs(score.min())))])

@@ -90,7 +90,7 @@ def training_weights(problem: Problem, train: np.ndarray) -> np.ndarray:
         missing = problem.classes[(y > 0) @ w == 0]
         if len(missing):
             raise ValueError(
-                f"a training set of the cross-validation holds no sample of class {missing[0]!r}: "
+                f"a training set of the cross-validation holds no sample of class {missing.tolist()[0]!r}: "
                 "use fewer folds, or stratified ones"
             )
     return w
@@ -153,7 +153,7 @@ class LBIRegressorCV(PathRegressor, CrossValidatedPath):
         >>> X, y = load_diabetes(return_X_y=True)
         >>> model = LBIRegressorCV().fit(X, y)
         >>> model.get_support(indices=True)
-        array([2, 3, 8])
+        array([2, 3, 6, 8])
     """
 
 
@@ -173,9 +173,9 @@ class LBIClassifierCV(PathClassifier, CrossValidatedPath):
             feature_names_in_: as for `LBIClassifier`.
 
     Example:
-        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.datasets import load_breast_cancer
         >>> from dessilbi_jax.stats import LBIClassifierCV
-        >>> X, y = load_iris(return_X_y=True)
-        >>> LBIClassifierCV(t_max=30.0).fit(X, y).score(X, y) > 0.93
+        >>> X, y = load_breast_cancer(return_X_y=True)
+        >>> LBIClassifierCV(t_max=50.0, cv=3).fit(X, y).score(X, y) > 0.93
         True
     """
