@@ -64,7 +64,7 @@ def _whole_gram(data: Moments, u: Any, gamma: jax.Array) -> tuple[Any, jax.Array
 def _rows_of_gram(data: Moments, u: Any, gamma: jax.Array) -> tuple[Any, jax.Array]:
     """The same from the rows in the support of Γ: 2p|S| operations in place of 2p²."""
     p = gamma.shape[0]
-    sizes = [p // 16, p // 8, p // 4, p // 2]
+    sizes = [p // 32, p // 16, p // 8, p // 4, p // 2]
     count = jnp.sum(gamma != 0)
 
     def product(size: int) -> Callable[[Any], jax.Array]:
@@ -285,7 +285,8 @@ def prepared(problem: Problem, w: np.ndarray, by_gram: bool) -> tuple[path.Model
             padded(gram, (wide, wide)).astype(dtype), padded(cross, (wide,)).astype(dtype)
         )
         model = ROWS_OF_GRAM if wide >= _ROWS_FROM else WHOLE_GRAM
-        return model, moments, (), problem.loss.curvature * top_eigenvalue(gram)
+        top = top_eigenvalue(gram) if p <= 512 else columns.square_norm(w, shift, inv)
+        return model, moments, (), problem.loss.curvature * top
     square = columns.square_norm(w, shift, inv)
     samples = Samples(
         columns.on_device(shift, inv, dtype),

@@ -115,12 +115,14 @@ def coded(
         )
     if len(present) < len(classes):
         missing = classes[np.setdiff1d(np.arange(len(classes)), present)]
-        raise ValueError(f"all samples of class {missing.tolist()[0]!r} have weight zero: leave them out")
+        raise ValueError(
+            f"all samples of class {missing.tolist()[0]!r} have weight zero: leave them out"
+        )
     if loss is losses.BINOMIAL:
         if len(classes) > 2:
             raise ValueError(
-                f"family='binomial' is for two classes, got {len(classes)}: {classes.tolist()[:5]}; "
-                "use family='multinomial'"
+                f"family='binomial' is for two classes, got {len(classes)}: "
+                f"{classes.tolist()[:5]}; use family='multinomial'"
             )
         return np.where(index == 1, 1.0, -1.0), 0.0, 1.0, classes
     return (np.arange(len(classes))[:, None] == index).astype(np.float64), 0.0, 1.0, classes

@@ -90,8 +90,8 @@ def training_weights(problem: Problem, train: np.ndarray) -> np.ndarray:
         missing = problem.classes[(y > 0) @ w == 0]
         if len(missing):
             raise ValueError(
-                f"a training set of the cross-validation holds no sample of class {missing.tolist()[0]!r}: "
-                "use fewer folds, or stratified ones"
+                "a training set of the cross-validation holds no sample of class "
+                f"{missing.tolist()[0]!r}: use fewer folds, or stratified ones"
             )
     return w
 
