@@ -6,7 +6,8 @@ import numpy as np
 from scipy import optimize
 
 from dessilbi_jax.stats.groups import Groups
-from dessilbi_jax.stats.linear import Limits, intercept_of
+from dessilbi_jax.stats.limits import Limits
+from dessilbi_jax.stats.linear import intercept_of
 from dessilbi_jax.stats.problem import Problem, read
 from dessilbi_jax.stats.result import ExactPath
 

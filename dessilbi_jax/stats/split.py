@@ -21,9 +21,9 @@ from dessilbi_jax.stats.design import (
 )
 from dessilbi_jax.stats.differences import difference_matrix, projected
 from dessilbi_jax.stats.groups import Groups
+from dessilbi_jax.stats.limits import Limits, tell_early, tell_unfinished
 from dessilbi_jax.stats.linear import (
     Array,
-    Limits,
     Moments,
     Samples,
     gram_pays,
@@ -31,8 +31,6 @@ from dessilbi_jax.stats.linear import (
     noise,
     prepared,
     start_of,
-    tell_early,
-    tell_unfinished,
 )
 from dessilbi_jax.stats.losses import Loss
 from dessilbi_jax.stats.precision import padded_size, precision_of

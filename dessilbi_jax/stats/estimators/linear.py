@@ -12,7 +12,8 @@ from dessilbi_jax.stats.estimators.common import (
     chosen_t,
     last_time,
 )
-from dessilbi_jax.stats.linear import Limits, follow, tell_separation
+from dessilbi_jax.stats.limits import Limits, tell_separation
+from dessilbi_jax.stats.linear import follow
 from dessilbi_jax.stats.problem import MAX_ITER, Problem, read
 from dessilbi_jax.stats.result import PathResult
 

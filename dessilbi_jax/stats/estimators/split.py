@@ -14,7 +14,7 @@ from dessilbi_jax.stats.estimators.common import (
     chosen_t,
     last_time,
 )
-from dessilbi_jax.stats.linear import Limits
+from dessilbi_jax.stats.limits import Limits
 from dessilbi_jax.stats.problem import MAX_ITER, read
 from dessilbi_jax.stats.split import SplitPath, follow
 
