@@ -164,3 +164,15 @@ def test_scaling_leaves_the_numbers_it_speaks_of(executed):
         assert 0.125 <= numbers[f"share_of_{tree}"] < 0.15
     lines = (folder / "scaled" / "metrics.jsonl").read_text().splitlines()
     assert numbers["steps_of_the_resumed_run"] == json.loads(lines[-1])["step"] == 60
+
+
+def test_statistics_leave_the_numbers_they_speak_of(executed):
+    notebook, _ = executed("05_sparse_statistics")
+    result = outputs(notebook, "execute_result")[-1]
+    numbers = ast.literal_eval(result.data["text/plain"])
+    assert {2, 3, 8} <= set(numbers["diabetes"])
+    assert numbers["gap_to_the_limit"] < 0.01
+    assert numbers["breast_cancer"] > 0.94
+    assert 1 <= numbers["measurements"] <= 12
+    assert numbers["digits"] > 0.95
+    assert 2 <= numbers["values"] < 40
