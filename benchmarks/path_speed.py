@@ -52,7 +52,7 @@ def main() -> None:
     ways = {
         "Gram": lambda: lbi_path(X, y, gram=True, **arguments),
         "direct": lambda: lbi_path(X, y, gram=False, **arguments),
-        "lasso_path": lambda: lasso_path(X - X.mean(0), y - y.mean(), eps=0.05),
+        "lasso_path": lambda: lasso_path(X - X.mean(0), y - y.mean(), alphas=100, eps=0.05),
         "one fold, to 5 t₀": folds(1),
         "20 folds, to 5 t₀": folds(20),
     }

@@ -36,7 +36,7 @@ def sample(n: int, p: int, k: int, seed: int, sizes: str) -> tuple[Any, Any, np.
 
 def lasso(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients and scores of the lasso's path, of centred data."""
-    _, coefs, _ = lasso_path(X - X.mean(0), y - y.mean(), n_alphas=100, eps=1e-3)
+    _, coefs, _ = lasso_path(X - X.mean(0), y - y.mean(), alphas=100, eps=1e-3)
     first = np.where(coefs.any(axis=1), (coefs != 0).argmax(axis=1), coefs.shape[1])
     return coefs, -first + np.abs(coefs[:, -1]) / (1 + np.abs(coefs).max())
 

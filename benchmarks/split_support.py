@@ -77,7 +77,7 @@ def identity(seeds: int) -> Rows:
         add(rows, "Split LBI", AUC=auc(early(path.entry_times, path.order), beta != 0))
         size = np.abs(path.dense_coefs[:, 0])
         add(rows, "ridge, by size", AUC=auc(size, beta != 0))
-        _, coefs, _ = lasso_path(X - X.mean(0), y - y.mean(), eps=1e-4)
+        _, coefs, _ = lasso_path(X - X.mean(0), y - y.mean(), alphas=100, eps=1e-4)
         first = np.where(coefs.any(axis=1), (coefs != 0).argmax(axis=1), 100)
         scores = -first + np.abs(coefs[:, -1]) / (1 + np.abs(coefs).max())
         add(rows, "ℓ1 / generalised lasso", AUC=auc(scores, beta != 0))
@@ -116,13 +116,17 @@ def dense(seeds: int, rho: float, nu: float) -> Rows:
         add(rows, "Split LBI, sparse", error=least_relative_error(path.coefs, beta))
         centred = X - X.mean(0), y - y.mean()
         best = min(
-            least_relative_error(enet_path(*centred, l1_ratio=mix, eps=1e-4)[1], beta)
+            least_relative_error(enet_path(*centred, l1_ratio=mix, alphas=100, eps=1e-4)[1], beta)
             for mix in (0.1, 0.3, 0.5, 0.7, 0.9)
         )
         add(rows, "elastic net, best of 5 mixes", error=best)
         strengths = np.geomspace(1e-4, 10, 60)
         add(rows, "ridge", error=least_relative_error(ridge(X, y, strengths), beta))
-        add(rows, "lasso", error=least_relative_error(lasso_path(*centred, eps=1e-4)[1], beta))
+        add(
+            rows,
+            "lasso",
+            error=least_relative_error(lasso_path(*centred, alphas=100, eps=1e-4)[1], beta),
+        )
     return rows
 
 
