@@ -5,9 +5,14 @@ from typing import Any
 from benchmarks.report.markdown import made_by, table
 
 
+LEGEND = (
+    "In brackets, the difference to the bar, paired by seed, where its 95 % interval excludes 0."
+)
+
+
 def statistics(result: dict[str, Any]) -> str:
     """All tables of a result: `tables`, each with `says`, `measures`, `bar` and `rows`."""
-    parts = []
+    parts = [LEGEND] if any(each["bar"] for each in result["tables"]) else []
     for each in result["tables"]:
         heads = ["", *each["measures"]]
         rows = [
