@@ -4,7 +4,6 @@ from typing import Any
 
 from benchmarks.report.markdown import made_by, table
 
-
 LEGEND = (
     "In brackets, the difference to the bar, paired by seed, where its 95 % interval excludes 0."
 )

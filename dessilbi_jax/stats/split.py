@@ -183,8 +183,8 @@ def split_lbi_path(
     ν, the less correlated columns hide each other, and the looser β follows γ.
 
     Args:
-        X, y, kappa, family, fit_intercept, standardize_y, sample_weight, ts, nt, t_max,
-            max_support, until_all_entered, max_iter, gram: as for `lbi_path`. Columns of X are
+        ts, nt, t_max, max_support, until_all_entered, max_iter, gram: as for `lbi_path`.
+        X, y, kappa, family, fit_intercept, standardize_y, sample_weight: as there. Columns of X are
             divided each by its standard deviation if D is the identity, all by one number if not,
             so that D acts on coefficients of the same units.
         D: (m, p), dense or sparse; None: the identity; "fused": differences of neighbours;

@@ -169,8 +169,8 @@ class LBIClassifierCV(PathClassifier, CrossValidatedPath):
     Attributes:
         cv_ts_: (T,), the times that were compared.
         cv_loss_: (K, T), log loss of each held-out fold.
-        classes_, coef_, intercept_, path_, t_, entry_times_, n_iter_, n_features_in_,
-            feature_names_in_: as for `LBIClassifier`.
+        classes_, coef_, intercept_, path_, t_, entry_times_, n_iter_: as for `LBIClassifier`.
+        n_features_in_, feature_names_in_: as scikit-learn has them.
 
     Example:
         >>> from sklearn.datasets import load_breast_cancer

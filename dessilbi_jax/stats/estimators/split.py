@@ -170,8 +170,8 @@ class SplitLBIClassifier(PathClassifier, SplitEstimator):
     """Logistic or multinomial regression sparse in Dβ, at one point of its path.
 
     Args:
-        D, edges, nu, kappa, alpha, t, dense, groups, fit_intercept, nt, ratio, t_max, max_support,
-            max_iter: as for `SplitLBIRegressor`.
+        D, edges, nu, kappa, alpha, t, dense, groups, fit_intercept: as for `SplitLBIRegressor`.
+        nt, ratio, t_max, max_support, max_iter: as there.
         standardize: whether columns of X are, as there.
 
     Attributes:
