@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import results
-from benchmarks.report import figures, tables, tickets
+from benchmarks.report import figures, statistics, tables, tickets
 from dessilbi_jax.files import write_atomically
 
 COST = {"cpu": "5 s"}
@@ -41,7 +41,7 @@ class Section:
     @property
     def data(self) -> str:
         """What the command needs besides."""
-        without = ("ticket_cost", "computational_cost")
+        without = ("ticket_cost", "computational_cost", *STATISTICS)
         return "" if self.command.startswith(without) else " --data-dir DIR"
 
 
@@ -49,6 +49,14 @@ def _section(title: str, command: str, name: str, kind: Any, picture: bool = Tru
     words = getattr(tickets if kind.startswith(("ticket", "tuning")) else tables, kind)
     return Section(title, command, name, words, getattr(figures, kind) if picture else None)
 
+
+# The tables of the statistics, and their headings.
+STATISTICS = {
+    "sparse_regression": "7. Statistics: linear models",
+    "split_support": "7. Statistics: split models",
+    "lesion": "7. Statistics: a lesion in space",
+    "path_speed": "7. Statistics: seconds",
+}
 
 SECTIONS = (
     _section("1. Classification: LeNet-5, MNIST", "classification", "classification",
@@ -81,6 +89,7 @@ SECTIONS = (
              "computational_cost_gpu", "computational_cost", picture=False),
     _section("How the ways to sparse weights were tuned", "tuning", "tuning", "tuning",
              picture=False),
+    *(Section(title, name, name, statistics.statistics) for name, title in STATISTICS.items()),
 )  # fmt: skip
 
 TOP = """\

@@ -19,7 +19,11 @@ ORDER = [
     "interpretation", "__init__", "report", "train", "cli", "__main__",
 ]  # fmt: skip
 # Rooms beside the others, and what of ours they may import.
-APART = {"models": set(), "data": set(GROUND)}
+APART = {
+    "models": set(),
+    "data": set(GROUND),
+    "stats": {*GROUND, "structure", "prox", "optimizer"},
+}
 CORE = ORDER[: ORDER.index("__init__") + 1]
 THIRD_PARTIES_OF_THE_CORE = {"jax", "optax", "numpy"}
 MOST_ROOMS = 22

@@ -230,3 +230,15 @@ def test_growing_and_looking_leaves_the_numbers_it_speaks_of(executed):
     assert numbers["accuracy_tuned"] >= 0.93
     assert 0.5 < numbers["share_of_flops"] <= 0.75
     assert len([o for o in outputs(notebook, "display_data") if "image/png" in o.data]) == 2
+
+
+def test_statistics_leave_the_numbers_they_speak_of(executed):
+    notebook, _ = executed("05_sparse_statistics")
+    result = outputs(notebook, "execute_result")[-1]
+    numbers = ast.literal_eval(result.data["text/plain"])
+    assert {2, 3, 8} <= set(numbers["diabetes"])
+    assert numbers["gap_to_the_limit"] < 0.01
+    assert numbers["breast_cancer"] > 0.94
+    assert 1 <= numbers["measurements"] <= 12
+    assert numbers["digits"] > 0.95
+    assert 2 <= numbers["values"] < 40
