@@ -115,9 +115,7 @@ def coded(
         )
     if len(present) < len(classes):
         missing = classes[np.setdiff1d(np.arange(len(classes)), present)]
-        raise ValueError(
-            f"all samples of class {missing.tolist()[0]!r} have weight zero: leave them out"
-        )
+        raise ValueError(f"all samples of class {missing.tolist()[0]!r} have weight zero: leave them out")
     if loss is losses.BINOMIAL:
         if len(classes) > 2:
             raise ValueError(
