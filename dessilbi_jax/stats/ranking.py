@@ -32,7 +32,7 @@ def numbered(pairs: np.ndarray, items: np.ndarray) -> np.ndarray:
     same = np.flatnonzero(place[:, 0] == place[:, 1])
     if len(same):
         raise ValueError(
-            f"comparison {same[0]} is of item {pairs[same[0], 0]!r} with itself ({len(same)} of "
+            f"comparison {same[0]} is of item {pairs.tolist()[same[0]][0]!r} with itself ({len(same)} of "
             f"{len(pairs)} are such): leave these out"
         )
     return np.asarray(place)
