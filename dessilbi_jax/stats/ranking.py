@@ -31,9 +31,10 @@ def numbered(pairs: np.ndarray, items: np.ndarray) -> np.ndarray:
         raise ValueError(f"item {pairs[unknown].tolist()[0]!r} was not among the compared items")
     same = np.flatnonzero(place[:, 0] == place[:, 1])
     if len(same):
+        item = pairs.tolist()[same[0]][0]
         raise ValueError(
-            f"comparison {same[0]} is of item {pairs.tolist()[same[0]][0]!r} with itself ({len(same)} of "
-            f"{len(pairs)} are such): leave these out"
+            f"comparison {same[0]} is of item {item!r} with itself ({len(same)} of {len(pairs)} "
+            "are such): leave these out"
         )
     return np.asarray(place)
 

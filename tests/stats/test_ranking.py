@@ -72,7 +72,7 @@ def test_an_advantage_of_the_first_place(votes):
 
 
 def test_components_have_scores_of_their_own_and_it_is_said(votes):
-    pairs, y, scores, _ = votes
+    pairs, y, *_ = votes
     apart = (pairs[:, 0] < 4) == (pairs[:, 1] < 4)
     with pytest.warns(UserWarning, match="falls into 2 components"):
         model = RobustRanker().fit(pairs[apart], y[apart])
@@ -111,7 +111,7 @@ def crowd():
 
 
 def test_the_user_who_differs_enters_first(crowd):
-    pairs, y, names, scores, model = crowd
+    *_, scores, model = crowd
     assert model.entry_times_.argmin() == 0
     assert model.abnormal_users_[0]
     assert model.users_.tolist() == list("abcdef")
@@ -131,6 +131,7 @@ def test_votes_are_predicted_by_the_users_own_scores(crowd):
     found = model.predict(pairs, names)
     assert ((found == y).mean()) > (model.predict(pairs) == y).mean() + 0.05
     np.testing.assert_array_equal(found, proba.argmax(1) - 1)
+    assert not hasattr(RobustRanker(prune=0).fit(pairs, y), "predict_proba")
     stranger = model.predict_proba(pairs, np.full(len(y), "z"))
     np.testing.assert_array_equal(stranger, model.predict_proba(pairs))
 

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.model_selection import KFold, check_cv
 from sklearn.utils import check_consistent_length
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from dessilbi_jax.stats.estimators.outliers import check_choices, chosen_fit
@@ -23,6 +24,10 @@ from dessilbi_jax.stats.ranking import (
 )
 
 FORMS = ("auto", "pairs", "differences")
+
+
+def _knows_users(ranker: "RobustRanker") -> bool:
+    return hasattr(ranker, "users_")
 
 
 class RobustRanker(RegressorMixin, BaseEstimator):
@@ -146,6 +151,7 @@ class RobustRanker(RegressorMixin, BaseEstimator):
         if pairs:
             self._read_items(X)
         A = self._design(X)
+        vars(self).pop("users_", None)  # of an earlier fit
         if users is None:
             self._fit_shifts(A, y)
         else:
@@ -170,8 +176,8 @@ class RobustRanker(RegressorMixin, BaseEstimator):
             return self.comparisons == "pairs"
         if self.features is not None:
             return True
-        shape = np.shape(X)
-        return len(shape) == 2 and shape[1] == 2 and np.asarray(X).dtype.kind != "f"
+        x = np.asarray(X)
+        return x.ndim == 2 and x.shape[1] == 2 and x.dtype.kind != "f"
 
     def _read_items(self, X: np.ndarray) -> None:
         if X.shape[1] != 2:
@@ -228,15 +234,16 @@ class RobustRanker(RegressorMixin, BaseEstimator):
             last = path.entry_times[path.order[count - 1]] if count else path.ts[0]
             t = min(float(last), float(path.ts[-1]))
         self._take(coefs)
-        self.outliers_, self.path_, self.t_ = ~inliers, path, t
+        self.path_: Any = path
+        self.outliers_, self.t_ = ~inliers, t
         self.entry_times_, self.n_iter_ = path.entry_times, path.n_iter
 
     def _count(self, m: int) -> int:
         prune: Any = self.prune
-        if isinstance(prune, numbers.Integral) and 0 <= prune < m:
+        if isinstance(prune, numbers.Integral) and 0 <= int(prune) < m:
             return int(prune)
-        if isinstance(prune, numbers.Real) and 0 <= prune < 1:
-            return round(prune * m)
+        if isinstance(prune, numbers.Real) and 0 <= float(prune) < 1:
+            return round(float(prune) * m)
         raise ValueError(
             f"prune must be a share below 1 or a number below the {m} comparisons, got {prune!r}"
         )
@@ -246,13 +253,13 @@ class RobustRanker(RegressorMixin, BaseEstimator):
             bad = y[~np.isin(y, (-1, 0, 1))][0]
             raise ValueError(f"with users, y must be 1, 0 (a tie) or −1; got {bad:g}")
         self.users_, user = np.unique(users, return_inverse=True)
-        number = self.t is not None and not isinstance(self.t, str)
-        limits = _limits(self, 20.0, float(self.t) if number else None)
-        given = {"kappa": self.kappa, "nu": self.nu, "alpha": self.alpha}
+        last = None if self.t is None or isinstance(self.t, str) else float(self.t)
+        limits = _limits(self, 20.0, last)
+        given: dict[str, Any] = {"kappa": self.kappa, "nu": self.nu, "alpha": self.alpha}
         w = np.ones(len(y))
         path = follow_users(A, y, user, w, limits=limits, **given)
         k = len(path.ts) - 1
-        if not number:
+        if last is None:
             loss = []
             cv = self.cv
             if isinstance(cv, numbers.Integral):
@@ -266,7 +273,8 @@ class RobustRanker(RegressorMixin, BaseEstimator):
                 loss.append(_held_out(fold, A[test], y[test], user[test]))
             self.cv_loss_ = np.stack(loss)
             k = int(np.argmin(self.cv_loss_.mean(axis=0)))
-        self.path_, self.t_ = path, float(path.ts[k])
+        self.path_ = path
+        self.t_ = float(path.ts[k])
         self._common, self._own = path.common[k], path.own[k]
         self._take(path.common[k])
         if self.pairs_ and self.features is None:
@@ -288,11 +296,12 @@ class RobustRanker(RegressorMixin, BaseEstimator):
             ValueError: an item that `fit` did not see, or one compared with itself.
         """
         check_is_fitted(self)
-        if hasattr(self, "users_"):
+        if _knows_users(self):
             return np.asarray(self.predict_proba(X, users).argmax(axis=1) - 1)
         coefs = [*self.coef_, self.position_bias_] if self.position_bias else self.coef_
         return np.asarray(self._read(X) @ np.asarray(coefs))
 
+    @available_if(_knows_users)
     def predict_proba(self, X: Any, users: Any = None) -> np.ndarray:
         """P of −1, 0 and 1, (m, 3), after a fit with users. Arguments as for `predict`."""
         check_is_fitted(self, "users_")
