@@ -212,11 +212,11 @@ def _start(data: Votes, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray,
             [common, [float(tie) - own[:, -1].sum()], own.reshape(-1)]
         )
 
-    first = np.zeros(wide + 1 + tall * (wide + 1))
-    first[wide] = first[wide + 1 :].reshape(tall, -1)[:, -1][:] = 1.0
+    ties = wide + np.arange(tall + 1) * (wide + 1)  # places of c_λ and of each λ^u
+    first = np.zeros((tall + 1) * (wide + 1))
+    first[ties] = 1
     low = np.full(len(first), -np.inf)
-    low[wide] = _LEAST_TIE
-    low[wide + 1 :].reshape(tall, -1)[:, -1] = _LEAST_TIE
+    low[ties] = _LEAST_TIE
     options = {"maxiter": 2000, "maxfun": 4000, "gtol": 1e-9, "ftol": 1e-14}
     bounds = optimize.Bounds(low, np.inf)
     found = optimize.minimize(

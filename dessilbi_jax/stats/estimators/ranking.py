@@ -50,7 +50,8 @@ class RobustRanker(RegressorMixin, BaseEstimator):
             None: each item has its own. For pairs.
         prune: without users, how many comparisons are left out: a number (int) or a share (float
             below 1) of the first on the path; None: as t says.
-        t: the point of the path. Without users as for `OutlierRegressor`, None: "threshold". With
+        t: the point of the path. Without users as for `OutlierRegressor`, None: "threshold", which
+            is for y with normal noise: of votes ±1 it prunes few, or none, so give `prune`. With
             users "cv" (held-out log likelihood; None is the same), or a time.
         position_bias: whether the first item has an advantage, one for all or, with users, also
             one each: a further feature of every comparison that is 1.
@@ -151,7 +152,8 @@ class RobustRanker(RegressorMixin, BaseEstimator):
         if pairs:
             self._read_items(X)
         A = self._design(X)
-        vars(self).pop("users_", None)  # of an earlier fit
+        if _knows_users(self):  # of an earlier fit
+            del self.users_
         if users is None:
             self._fit_shifts(A, y)
         else:
