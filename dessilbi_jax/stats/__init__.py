@@ -12,6 +12,8 @@ from dessilbi_jax.stats.estimators import (
     LBIClassifierCV,
     LBIRegressor,
     LBIRegressorCV,
+    OutlierRegressor,
+    RobustRanker,
     SplitLBIClassifier,
     SplitLBIRegressor,
 )
@@ -27,7 +29,9 @@ __all__ = [
     "LBIClassifierCV",
     "LBIRegressor",
     "LBIRegressorCV",
+    "OutlierRegressor",
     "PathResult",
+    "RobustRanker",
     "SplitLBIClassifier",
     "SplitLBIRegressor",
     "SplitPath",

@@ -22,12 +22,14 @@ from dessilbi_jax.stats import (
     LBIClassifierCV,
     LBIRegressor,
     LBIRegressorCV,
+    OutlierRegressor,
+    RobustRanker,
     SplitLBIClassifier,
     SplitLBIRegressor,
 )
 
 ESTIMATORS = [
-    LBIRegressor, LBIRegressorCV, SplitLBIRegressor,
+    LBIRegressor, LBIRegressorCV, SplitLBIRegressor, OutlierRegressor, RobustRanker,
     LBIClassifier, LBIClassifierCV, SplitLBIClassifier,
 ]  # fmt: skip
 

@@ -3,6 +3,8 @@
 from dessilbi_jax.stats.estimators.checks import EXPECTED_FAILED_CHECKS
 from dessilbi_jax.stats.estimators.cross_validated import LBIClassifierCV, LBIRegressorCV
 from dessilbi_jax.stats.estimators.linear import LBIClassifier, LBIRegressor
+from dessilbi_jax.stats.estimators.outliers import OutlierRegressor
+from dessilbi_jax.stats.estimators.ranking import RobustRanker
 from dessilbi_jax.stats.estimators.split import SplitLBIClassifier, SplitLBIRegressor
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "LBIClassifierCV",
     "LBIRegressor",
     "LBIRegressorCV",
+    "OutlierRegressor",
+    "RobustRanker",
     "SplitLBIClassifier",
     "SplitLBIRegressor",
 ]
