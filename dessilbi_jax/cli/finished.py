@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dessilbi_jax import run_files
-from dessilbi_jax.cli.parser import SIZES
+from dessilbi_jax.cli.parse_finished import SIZES
 from dessilbi_jax.cli.train import percent
 from dessilbi_jax.text import columns
 
