@@ -41,7 +41,7 @@ class Section:
     @property
     def data(self) -> str:
         """What the command needs besides."""
-        without = ("ticket_cost", "computational_cost", *STATISTICS)
+        without = ("ticket_cost", "computational_cost", "robust_statistics", *STATISTICS)
         return "" if self.command.startswith(without) else " --data-dir DIR"
 
 
@@ -90,6 +90,8 @@ SECTIONS = (
     _section("How the ways to sparse weights were tuned", "tuning", "tuning", "tuning",
              picture=False),
     *(Section(title, name, name, statistics.statistics) for name, title in STATISTICS.items()),
+    Section("7. Statistics: outliers and wrong comparisons", "robust_statistics",
+            "robust_statistics", statistics.robust),
 )  # fmt: skip
 
 TOP = """\

@@ -2,11 +2,15 @@
 
 from typing import Any
 
-from benchmarks.report.markdown import made_by, table
+from benchmarks.harness.selection import interval
+from benchmarks.report.markdown import table
 
 LEGEND = (
     "In brackets, the difference to the bar, paired by seed, where its 95 % interval excludes 0."
 )
+
+
+_MEASURES = {"f1": "F1", "error": "error", "tau": "Kendall's τ"}
 
 
 def statistics(result: dict[str, Any]) -> str:
@@ -19,7 +23,40 @@ def statistics(result: dict[str, Any]) -> str:
             for row in each["rows"]
         ]
         parts += [each["says"], table(heads, rows)]
-    return "\n\n".join([*parts, made_by(result, result["name"])])
+    return "\n\n".join(parts)
+
+
+def robust(result: dict[str, Any]) -> str:
+    """The tables of outliers and of wrong comparisons: one for each kind, 95 % intervals."""
+    parts = []
+    for name, kind, says in (
+        ("regression", "outliers", "Outliers, {}: F1 of the samples flagged, ‖β̂ − β‖₂; {} seeds."),
+        (
+            "ranking",
+            "flipped",
+            "Comparisons, a share of {} flipped: F1 of those pruned, τ of the scores; {} seeds.",
+        ),
+    ):
+        lines = result[name]
+        measures = [measure for measure in _MEASURES if any(measure in line for line in lines)]
+        for each in dict.fromkeys(line[kind] for line in lines):
+            some = [line for line in lines if line[kind] == each]
+            seeds = len(some[0][measures[-1]]["values"])
+            rows = [
+                [
+                    line["method"],
+                    *(
+                        cell(interval(line[measure]["values"])) if line.get(measure) else "–"
+                        for measure in measures
+                    ),
+                ]
+                for line in some
+            ]
+            parts += [
+                says.format(each, seeds),
+                table(["", *(_MEASURES[m] for m in measures)], rows),
+            ]
+    return "\n\n".join(parts)
 
 
 def cell(value: dict[str, Any] | None) -> str:
