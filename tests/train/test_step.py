@@ -13,7 +13,8 @@ from dessilbi_jax.train.config import TrainConfig
 from dessilbi_jax.train.devices.mesh import make_mesh
 from dessilbi_jax.train.feeds import Rows, make_feed
 from dessilbi_jax.train.optim import make_optimizer, make_schedule
-from dessilbi_jax.train.run_folder.records import group_norms, record_steps
+from dessilbi_jax.train.run_folder.norm_sample import group_norms
+from dessilbi_jax.train.run_folder.records import record_steps
 from dessilbi_jax.train.step import first_state, make_evaluate, make_step, split_network
 
 DIGITS = data.load("digits")
