@@ -158,7 +158,7 @@ def test_evaluate_measures_each_kind(run, capsys):
         (["slim", "RUN/ticket.npz", "--batch", "0", "--out", "s"], "batch sizes must be whole"),
         (
             ["slim", "RUN/ticket.npz", "--round-to", "0", "--out", "s"],
-            "round_to must be a positive",
+            "--round-to must be a positive",
         ),
         (["slim", "RUN/ticket.npz", "--params-from", "nowhere", "--out", "s"], "holds no run"),
         (["slim", "RUN/ticket.npz", "--out", "RUN"], "was not written by this command"),
