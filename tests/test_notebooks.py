@@ -55,6 +55,28 @@ outside = jax.tree.map(lambda w, m: jnp.where(m, 0, w), from_ticket, mask)
     "steps_of_the_resumed_run": result["steps"],
 }
 """,
+    "04_growing_and_looking": """
+{
+    "widths": list(widths.values()),
+    "done": done,
+    "largest_difference": max(differences),
+    "accuracy_grown": accuracy(params),
+    "accuracy_tuned": accuracy(tuned),
+    "share_of_flops": small.flops[1] / small.flops[0],
+    "smallest_activation": float(found.activations[:, 0].min()),
+    "filters": len(filters),
+}
+""",
+    "05_sparse_statistics": """
+{
+    "diabetes": model.get_support(indices=True).tolist(),
+    "gap_to_the_limit": float(gap),
+    "breast_cancer": float(held_out),
+    "measurements": int(logistic.get_support().sum()),
+    "digits": float(regions.score(D[1::2], label[1::2])),
+    "values": len(np.unique(regions.sparse_coef_)),
+}
+""",
 }
 
 
@@ -137,7 +159,7 @@ def test_is_committed_with_its_outputs_and_says_when_it_was_run(name):
 def test_installs_from_the_checkout_and_only_what_is_missing(name):
     first, *rest = (cell.source for cell in code_cells(read(name)))
     (line,) = (line for line in first.splitlines() if "%pip" in line)
-    assert '%pip install --quiet "..[train]"' in line
+    assert re.search(r'%pip install --quiet "\.\.\[(train|train,stats)\]"', line)
     assert line.startswith("    "), "must stand under a condition"
     assert not any("%pip" in source for source in rest)
 
