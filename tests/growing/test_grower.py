@@ -50,9 +50,9 @@ def test_factor_and_limits():
     assert dl.Grower(every=1, limit=10).decide(state, GROUPS, 1) == ({}, True)
 
 
-def test_nothing_is_selected_before_lambda_is_there():
+def test_while_gamma_is_empty_nothing_grows_and_it_is_not_over():
     tx = dl.dessilbi(0.1, lam=dl.auto(density=0.5, steps=100), structure=dl.channels(GROUPS))
-    assert dl.Grower(every=1).decide(tx.init(PARAMS), GROUPS, 1) == ({}, True)
+    assert dl.Grower(every=1).decide(tx.init(PARAMS), GROUPS, 1) == ({}, False)
     assert selected(GROUPS, PARAMS).all()
 
 
