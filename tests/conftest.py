@@ -51,10 +51,12 @@ def no_network():
 
 @pytest.fixture(autouse=True, scope="session")
 def signals_act():
-    """Ctrl-C acts, also where the tests were started in the background and it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Signals act, also where the tests were started in the background and they are ignored."""
+    acts = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, act) for number, act in acts.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, act in before.items():
+        signal.signal(number, act)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -238,17 +238,19 @@ def as_typed(message: str) -> str:
 
     Example:
         >>> as_typed("learning_rate must be above 0; lam=1.0 goes with density=None")
-        '--learning-rate must be above 0; --lam=1.0 goes with --density=None'
+        '--learning-rate must be above 0; --lam 1.0 goes with --density None'
     """
     flags = [*_OPTIONS, "--lam", "--settle", "--sqrt-size", "--lean", "--checkpoint-steps"]
     flags += ["--keep", "--round-to", "--minimum", "--per-layer", "--rank"]
     fields = "|".join(flag.removeprefix("--").replace("-", "_") for flag in flags)
 
     def flag(found: re.Match[str]) -> str:
-        return "--" + found[0].replace("_", "-")
+        name, value = found["first"] or found["name"], found["text"] or ""
+        return f"--{name.replace('_', '-')}" + ("" if found["first"] else f" {value}")
 
     # Where a name stands for a value: first of all, or before `=`.
-    return re.sub(rf"^({fields})(?= )|(?<![\w-])({fields})(?==)", flag, message)
+    given = rf"(?<![\w-])(?P<name>{fields})=(?:'(?P<text>[^']*)'|)"
+    return re.sub(rf"^(?P<first>{fields})(?= )|{given}", flag, message)
 
 
 def _add_devices(running: Parser) -> None:

@@ -60,7 +60,7 @@ def test_a_numeric_lam_is_checked_too(lam):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 2.5), ("nu", "100"), ("lean", 1), ("network", None), ("epochs", True)],
+    [("epochs", 2.5), ("nu", "100"), ("lean", 1), ("epochs", True)],
 )
 def test_a_value_of_the_wrong_type_is_a_type_error(field, value):
     with pytest.raises(TypeError, match=field):

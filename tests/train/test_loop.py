@@ -251,7 +251,7 @@ def test_lean_selects_what_full_selects(whole, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_nowhere(tmp_path, monkeypatch):
-    def explode(config, steps, structure):
+    def explode(config, steps, structure, lam=None):
         return dl.dessilbi(lambda step: jnp.where(step < 14, 0.1, 1e30), lam=1.0)
 
     monkeypatch.setattr("dessilbi_jax.train.prepare.make_optimizer", explode)

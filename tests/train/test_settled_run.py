@@ -91,8 +91,8 @@ def test_no_settle_keeps_w_dense(tmp_path, capsys):
         (["--settle", "0.5"], "expected two fractions of the run such as 0.1:0.75, got '0.5'"),
         (["--settle", "0.7:0.2"], "settle must begin before it ends, got 0.7:0.2"),
         (["--settle", "0.1:1.5"], "the end of settle must be a finite number above 0 and at most"),
-        (["--settle", "0.1:0.7", "--lam", "0.3"], "settle ends with the density that lam='auto'"),
-        (["--density", "0.00001"], "the budget of settling is 0 of"),
+        (["--settle", "0.1:0.7", "--lam", "0.3"], "--settle ends with the density that --lam auto"),
+        (["--density", "0.00001"], "is less than one group of 1: give at least 2e-05"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_settled(words, message, tmp_path, capsys):

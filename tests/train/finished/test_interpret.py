@@ -10,6 +10,7 @@ import pytest
 import dessilbi_jax as dl
 from dessilbi_jax import files, interpretation, report, train
 from dessilbi_jax.interpretation import rank_correlation
+from dessilbi_jax.report.interpretation_file import _sizes, read_looked
 from dessilbi_jax.train.finished.interpret import _first_in
 from dessilbi_jax.train.finished.trained import load_run
 from dessilbi_jax.tree import leaf_paths
@@ -26,7 +27,7 @@ def looked(run, whole):
     """Header and arrays of what was found out about it, beside the run itself."""
     options = {"steps": 2, "filters": 3, "images": (4, 0), "epochs": (1, 3, 0)}
     header = train.interpret(run, beside=whole[0], command="dessilbi interpret run", **options)
-    told, arrays = files.read(run / "interpretation.npz", "interpretation", (1,))
+    told, arrays = files.read(run / "interpretation.npz", "interpretation", (1,), _sizes)
     assert told == json.loads(json.dumps(header))
     return header, arrays
 
@@ -116,11 +117,11 @@ def test_units_that_see_pixels_are_filters_too(channel_run, tmp_path):
     run = shutil.copytree(channel_run, tmp_path / "run")
     header = train.interpret(run, steps=1, filters=2, images=(0,), epochs=(3,))
     assert (header["layer"], header["first"], header["units"]) == ("fc1/kernel", "fc1/kernel", 16)
-    arrays = files.read(run / "interpretation.npz", "interpretation", (1,))[1]
-    assert arrays["panel_0_filters"].shape == (16, 8, 8, 1)
+    panel = read_looked(run).panels[0]
+    assert panel.filters.shape == (16, 8, 8, 1)
     steps = list(train.checkpoints(run))
     kernel = train.checkpoints(run)[steps[-1]]["fc1"]["kernel"]
-    np.testing.assert_allclose(arrays["panel_0_norms"], np.linalg.norm(kernel, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(panel.norms, np.linalg.norm(kernel, axis=0), rtol=1e-5)
 
 
 def test_what_is_not_there_is_said_and_nothing_is_written(whole, channel_run, tmp_path):
