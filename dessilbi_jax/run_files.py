@@ -29,7 +29,7 @@ OURS = {
 RETRAINED_FILES = r"weights\.safetensors|result\.json"
 SLIM_FILES = r"params\.safetensors|plan\.json|card\.json|forward\.jaxexport|result\.json"
 _CHECKPOINT = (
-    r"(state/.*|meta\.json|checksums\.json|[a-z]+\.jsonl?|[a-z]+\.npz|commit_success\.txt|"
+    r"(state(\.orbax-checkpoint-tmp[^/]*)?/.*|meta\.json|checksums\.json|[a-z]+\.jsonl?|[a-z]+\.npz|commit_success\.txt|"
     r"_[A-Z_]+|)"
 )
 CHECKPOINT_FILES = rf"(\d+(\.orbax-checkpoint-tmp[^/]*)?/{_CHECKPOINT})?"

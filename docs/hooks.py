@@ -50,7 +50,7 @@ def command_help(command: str) -> str:
     """What `COMMAND --help` prints, 88 columns wide.
 
     >>> command_help("dessilbi report").splitlines()[0]
-    'usage: dessilbi report [-h] [--debug] RUN'
+    'usage: dessilbi report [-h] [--debug] [--figures DIR] [--overwrite] RUN'
     """
     from dessilbi_jax import cli
 

@@ -40,7 +40,7 @@ class Csv:
         ...     table.record(1, {"epoch": 0.1, "loss": 2.3, "lam": None})
         ...     table.close()
         ...     print(Path(there, "run.csv").read_text().splitlines()[1])
-        1,0.1,2.3,,,,,,,,
+        1,0.1,2.3,,,,,,,,,
     """
 
     def __init__(self, file: str | Path) -> None:

@@ -13,6 +13,7 @@ folder has to be one that all of them see.
 
 import contextlib
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -125,7 +126,12 @@ class Checkpoints:
                 self._manager.close()
             if processes.is_first():
                 for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(unfinished, ignore_errors=True)
+                    # A thread of the writer may still add to what is being cleared away.
+                    for _ in range(40):
+                        shutil.rmtree(unfinished, ignore_errors=True)
+                        if not unfinished.exists():
+                            break
+                        time.sleep(0.05)
             storage.forget()
             if error is None:
                 raise failed
