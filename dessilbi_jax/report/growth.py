@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dessilbi_jax import run_files
 from dessilbi_jax.report import style
@@ -90,7 +90,10 @@ def _picture(
             x = [a_step * step for step, _ in points] + [float(epochs[-1])]
             y = [n for _, n in points] + [points[-1][1]]
             many = len(widths) > _LINES
-            options: Any = {"color": style.ASKED, "lw": 0.8} if many else {"color": f"C{i}"}
+            # Sets that are as wide as one another lie on one another: strokes let both be seen.
+            options: Any = {"color": f"C{i}", "linestyle": ("-", (i, (4, 4)))[i > 0]}
+            if many:
+                options = {"color": style.ASKED, "lw": 0.8}
             left.step(x, y, where="post", label=None if many else f"{name}, {y[-1]}", **options)
         left.set(title="Channels of each set", xlabel="epoch")
         left.set_ylim(bottom=0)
@@ -101,6 +104,7 @@ def _picture(
         known = np.isfinite(parameters) & np.isfinite(accuracy)
         right.plot(parameters[known], accuracy[known], color=style.DENSE, marker="o", markersize=3)
         right.set(title="Accuracy on held-out data", xlabel="parameters")
+        right.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
     ends = ", ".join(f"{name} {points[-1][1]}" for name, points in widths.items())
     alt = f"Left: channels of each set against epochs; at the end {ends}. Right: "
     if known.any():
