@@ -30,6 +30,8 @@ outside = jax.tree.map(lambda w, m: jnp.where(m, 0, w), from_ticket, mask)
     "ticket_accuracy": float(accuracy(from_ticket)),
     "random_accuracy": float(accuracy(from_random)),
     "nonzero_outside_ticket": int(sum(jnp.count_nonzero(w) for w in jax.tree.leaves(outside))),
+    "whole_run": (result["density"], result["test_accuracy"], Path(
+        "quickstart_run/report.html").exists()),
 }
 """,
     "02_tickets_and_slimming": """
@@ -193,6 +195,10 @@ def test_quickstart_leaves_the_numbers_it_speaks_of(executed):
     assert numbers["projected_accuracy"] >= 0.85
     assert numbers["ticket_accuracy"] >= 0.93
     assert numbers["ticket_accuracy"] >= numbers["random_accuracy"] + 0.02
+    density, accuracy, reported = numbers["whole_run"]
+    assert density == pytest.approx(0.05, abs=1e-3)
+    assert accuracy >= 0.93
+    assert reported
 
 
 def test_quickstart_shows_one_picture_and_saves_a_path_that_gives_the_same_ticket(executed):
